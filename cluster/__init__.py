@@ -1,0 +1,1 @@
+"""Where studies run: one file for each kind of place."""

@@ -1,0 +1,99 @@
+"""A trial actor: a warm process that holds one slot and runs leases in it, one at a time.
+
+`run` streams what the user's function says, in batches as large as the driver is slow. Between leases at most one
+trial is parked here; a lease for it continues it where it stands, any other unwinds it first.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import queue
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+
+from raytuner.events import Ended, Failed
+from raytuner.session import Rules, Session, enter
+from raytuner.trial import Lease, Report
+
+Said = Report | Ended | Failed
+
+_BATCH = 1_000  # items of a batch at most
+
+
+class TrialActor:
+    """Runs the training function ``train(config)``. Wrapped by ``ray.remote`` in `raytuner.executors.ray_actors`."""
+
+    def __init__(self, train: Callable[[Any], Any], rules: Rules) -> None:
+        self._train = train
+        self._rules = rules
+        self._session: Session | None = None
+        self._lock = threading.Lock()  # unwind() comes on another thread than run()
+        self._place = {
+            "hostname": socket.gethostname(),
+            "node_ip": ray.util.get_node_ip_address(),
+            "pid": os.getpid(),
+        }
+
+    def ready(self) -> int:
+        """Answers once the process is up and the user's code is imported."""
+        return os.getpid()
+
+    def run(self, lease: Lease) -> Iterator[list[Said]]:
+        """Run a lease; yield what the trial says, ending with how the lease ended."""
+        with self._lock:
+            session = self._session
+            if session is not None and session.parked and session.lease.trial.id == lease.trial.id:
+                enter(session)
+                session.proceed(lease)
+            else:
+                self._clear()
+                session = self._session = Session(self._train, lease, self._rules, self._place)
+                enter(session)
+                session.start()
+        while True:
+            batch: list[Said] = [session.items.get()]
+            while len(batch) < _BATCH and not isinstance(batch[-1], Ended | Failed):
+                try:
+                    batch.append(session.items.get_nowait())
+                except queue.Empty:
+                    break
+            over = isinstance(batch[-1], Ended | Failed)
+            if over and not session.parked:
+                with self._lock:
+                    self._clear()
+            yield batch
+            if over:
+                return
+
+    def unwind(self, trial: int) -> None:
+        """End a trial: a parked one at once, a running one at its next report."""
+        with self._lock:
+            session = self._session
+            if session is None or session.lease.trial.id != trial:
+                return
+            if session.parked:
+                self._clear()
+            else:
+                session.unwind()
+
+    def _clear(self) -> None:
+        """Make room: end what is parked here, and let go of what it held. A function that will not end takes the
+        process with it; the driver sees a lost worker and starts another."""
+        session, self._session = self._session, None
+        if session is None:
+            return
+        enter(None)
+        session.unwind()
+        if not session.gone():
+            os._exit(1)
+        del session
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()

@@ -1,0 +1,227 @@
+"""The loop: wait, record, handle, issue. All of a study's input and output passes here, and nothing is decided here.
+
+One turn: everything that happened since the last one is handled; its rows are made durable; only then are the commands
+they caused carried out (write-ahead). A driver that dies between any two instructions therefore leaves a record from
+which the next one goes on: `Driver` replays it through the same study, which must reach the recorded decisions.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from raytuner.events import (
+    Ask,
+    Checkpointed,
+    Command,
+    Decision,
+    Drop,
+    Ended,
+    Event,
+    Failed,
+    Finish,
+    Opened,
+    Proposed,
+    Reported,
+    Run,
+    Tell,
+    Unwind,
+)
+from raytuner.journal import Row, Said, events_of
+from raytuner.protocols import Answer, Clock, Executor, Searcher
+from raytuner.study import Study
+
+
+class ReplayDiffers(Exception):
+    """The study's code, space or settings no longer take the decisions that were recorded."""
+
+
+class Recorder(Protocol):
+    """What the driver needs of `raytuner.journal.Journal`."""
+
+    def rows(self) -> Iterable[Row]: ...
+
+    def last_steps(self) -> dict[int, int]: ...
+
+    def commit(self, rows: Sequence[Row], reports: Sequence[Said]) -> None: ...
+
+
+class Shelf(Protocol):
+    """What the driver needs of `raytuner.checkpoints.Store`."""
+
+    def delete(self, trial: int, step: int) -> None: ...
+
+    def sweep(self, referenced: set[tuple[int, int]]) -> object: ...
+
+    def sweep_trial(self, trial: int, referenced: set[int]) -> object: ...
+
+
+Listener = Callable[[Study, Sequence[Row], Sequence[Said]], None]
+"""Hears of each turn once it is durable."""
+
+
+class Driver:
+    """Runs a study to its end, from wherever its record stands.
+
+    Raises `ReplayDiffers` at construction if the study cannot have taken the recorded decisions.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        searcher: Searcher,
+        journal: Recorder,
+        shelf: Shelf,
+        clock: Clock,
+        listeners: Sequence[Listener] = (),
+    ) -> None:
+        self._study = study
+        self._searcher = searcher
+        self._journal = journal
+        self._shelf = shelf
+        self._clock = clock
+        self._listeners = listeners
+        self._rows: list[Row] = []
+        self._said: list[Said] = []
+        self._outbox: list[Command] = []
+        self._owed: dict[int, Ask] = {}
+        self._epoch, self.last_event_at = self._replay()
+        self._last_step = journal.last_steps()
+
+    def run(self, executor: Executor) -> Finish:
+        """Drive the study until it is over. The caller closes the executor."""
+        referenced = {(trial, step) for trial, steps in self._study.checkpoints.items() for step in steps}
+        self._shelf.sweep(referenced)
+        if self._study.finished is None or not self._study.finished.complete:
+            self._turn([Opened(self._clock.now(), self._epoch + 1)], executor, owed=list(self._owed.values()))
+        while self._study.finished is None:
+            self._turn(executor.wait(None), executor)
+        return self._study.finished
+
+    # ---------------------------------------------------------------------------------------------------- a turn
+
+    def _turn(self, happened: Sequence[Event], executor: Executor, owed: Sequence[Ask] = ()) -> None:
+        queue: deque[Event] = deque(happened)
+        queue.extend(self._answer(ask) for ask in owed)
+        while queue:
+            event = queue.popleft()
+            heard = self._take_reports(event) if isinstance(event, Reported) else [event]
+            answers = [answer for each in heard for answer in self._handle(each)]
+            queue.extendleft(reversed(answers))
+        rows, said, outbox = self._rows, self._said, self._outbox
+        self._rows, self._said, self._outbox = [], [], []
+        self._journal.commit(rows, said)
+        for command in outbox:
+            self._issue(command, executor)
+        for listener in self._listeners:
+            listener(self._study, rows, said)
+
+    def _handle(self, event: Event) -> list[Event]:
+        """Let the study handle an event; return the searcher's answers, if it was asked."""
+        if isinstance(event, Ended | Failed | Checkpointed) and not self._study.expects(event.trial, event.attempt):
+            return []  # too late: this attempt is dead, and what it says does not count
+        self._rows.append(event)
+        answers: list[Event] = []
+        for command in self._study.handle(event):
+            match command:
+                case Tell(seen):
+                    self._searcher.tell(seen)
+                case Ask():
+                    answers.append(self._answer(command))
+                case Run() | Unwind():
+                    self._outbox.append(command)
+                case _:
+                    self._rows.append(command)
+                    self._outbox.append(command)
+        return answers
+
+    def _answer(self, ask: Ask) -> Proposed:
+        answer = self._searcher.ask(ask.trial, ask.until, ask.pending)
+        return Proposed(self._clock.now(), ask.trial, answer)
+
+    def _take_reports(self, event: Reported) -> list[Event]:
+        """Keep the reports that count; return what the study must know of them.
+
+        A step that is reported twice, because a trial was set back to a checkpoint, counts once. Its checkpoint may
+        still be news.
+        """
+        if not self._study.expects(event.trial, event.attempt):
+            return []
+        heard: list[Event] = []
+        fresh = []
+        for report in event.reports:
+            if report.step > self._last_step.get(event.trial, 0):
+                self._last_step[event.trial] = report.step
+                fresh.append(report)
+            if report.checkpoint:
+                heard.append(Checkpointed(report.at, event.trial, event.attempt, report.step, report.metrics))
+        self._said += [(event.trial, event.attempt, report) for report in fresh]
+        if fresh and self._study.every_report:
+            heard.append(replace(event, reports=tuple(fresh)))
+        return heard
+
+    def _issue(self, command: Command, executor: Executor) -> None:
+        match command:
+            case Run(lease):
+                if lease.attempt > 1 and lease.donor == lease.trial.id:
+                    # An earlier attempt may have published a checkpoint that nobody heard of: it never was.
+                    self._shelf.sweep_trial(lease.trial.id, set(self._study.checkpoints.get(lease.trial.id, ())))
+                executor.run(lease)
+            case Unwind(trial, attempt):
+                executor.unwind(trial, attempt)
+            case Drop(trial, step):
+                self._shelf.delete(trial, step)
+            case _:
+                pass
+
+    # ------------------------------------------------------------------------------------------------- the replay
+
+    def _replay(self) -> tuple[int, float | None]:
+        """Put the study and the searcher where the record ends; return its last epoch and time."""
+        epoch, at = 0, None
+        recorded = list(events_of(self._journal.rows()))
+        answers: dict[int, deque[Answer]] = {}
+        for event, _ in recorded:
+            if isinstance(event, Proposed):
+                answers.setdefault(event.trial, deque()).append(event.answer)
+        for event, decisions in recorded:
+            if isinstance(event, Opened):
+                epoch = event.epoch
+            at = event.at
+            if isinstance(event, Proposed):
+                self._owed.pop(event.trial)
+            taken = self._rehearse(event, answers)
+            if taken != decisions:
+                raise ReplayDiffers(_difference(event, decisions, taken))
+        return epoch, at
+
+    def _rehearse(self, event: Event, answers: dict[int, deque[Answer]]) -> list[Decision]:
+        """Handle a recorded event: the searcher is told and reminded of its recorded answers, nothing is issued."""
+        taken: list[Decision] = []
+        for command in self._study.handle(event):
+            match command:
+                case Tell(seen):
+                    self._searcher.tell(seen)
+                case Ask(trial, until, pending):
+                    self._owed[trial] = replace(command, pending=tuple(pending))
+                    if answers.get(trial):
+                        self._searcher.recall(trial, until, pending, answers[trial].popleft())
+                case Run() | Unwind():
+                    pass
+                case _:
+                    taken.append(command)
+        return taken
+
+
+def _difference(event: Event, recorded: Sequence[Decision], taken: Sequence[Decision]) -> str:
+    for number in range(max(len(recorded), len(taken))):
+        was = recorded[number] if number < len(recorded) else "nothing more"
+        now = taken[number] if number < len(taken) else "nothing more"
+        if was != now:
+            return (
+                f"replaying the journal, after {event}: recorded was {was}, but the study now decides {now}. "
+                "The space, the settings or the code are not those the study was begun with"
+            )
+    raise AssertionError("the decisions are equal")

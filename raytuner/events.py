@@ -1,0 +1,197 @@
+"""What a study is told (`Event`) and what it wants done (`Command`).
+
+Each event happened at a time ``at``, in seconds since the epoch, read by whoever saw it. A study's whole life is the
+sequence of its events; `raytuner.journal` writes them down and gives them back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from raytuner.actions import Fork, Resume, Start
+from raytuner.protocols import Answer
+from raytuner.trial import Failure, Lease, Metrics, Observation, Pending, Report, State, Why
+
+# --------------------------------------------------------------------------------------------------------- events
+
+
+class How(Enum):
+    """How a lease ended without failing."""
+
+    REACHED = "reached"  # a report reached `until`; the trial is parked, or can go on from its checkpoint
+    RETURNED = "returned"  # the user's function returned
+    STOPPED = "stopped"  # a report met the run's stop rule
+    UNWOUND = "unwound"  # it was told to end
+
+    @property
+    def parks(self) -> bool:
+        """Whether the trial's function is still there, waiting inside `report`."""
+        return self is How.REACHED
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A driver took the study: the first (epoch 1), or one after its predecessor died. Nothing runs any more."""
+
+    at: float
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """So many leases may run at the same time from now on."""
+
+    at: float
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Proposed:
+    """The searcher answered."""
+
+    at: float
+    trial: int
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """Reports arrived from a running lease. The study hears it only if its scheduler judges every report."""
+
+    at: float
+    trial: int
+    attempt: int
+    reports: tuple[Report, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpointed:
+    """A checkpoint of this step is published; ``metrics`` are those of its report."""
+
+    at: float
+    trial: int
+    attempt: int
+    step: int
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A lease ended. ``metrics`` are those of the last report, empty where none was made since the restart.
+
+    ``spent``: seconds of slot time that this lease took.
+    """
+
+    at: float
+    trial: int
+    attempt: int
+    how: How
+    step: int
+    level: float
+    metrics: Metrics
+    spent: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An attempt failed; ``message`` is the traceback or what is known."""
+
+    at: float
+    trial: int
+    attempt: int
+    failure: Failure
+    message: str
+    spent: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """Time passed."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """Somebody asked the study to end early: nothing new starts, and what runs is unwound and stays resumable."""
+
+    at: float
+    reason: str
+
+
+Event = Opened | Slots | Proposed | Reported | Checkpointed | Ended | Failed | Ticked | StopAsked
+
+# ------------------------------------------------------------------------------------------------------- commands
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask the searcher, now; the answer comes back as `Proposed`."""
+
+    trial: int
+    until: int
+    pending: Sequence[Pending]
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Tell the searcher."""
+
+    seen: Observation
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Run a lease."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Unwind:
+    """End a trial's code, wherever it runs or is parked."""
+
+    trial: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """A trial reached its final state."""
+
+    trial: int
+    state: State
+    why: Why
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """A trial runs again after a failure, a loss or a driver's death, from its newest checkpoint."""
+
+    trial: int
+    checkpoint: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Delete a checkpoint: nothing refers to it any more."""
+
+    trial: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The study is over; ``complete`` unless it was asked to stop and can be resumed."""
+
+    complete: bool
+    reason: str
+
+
+Decision = Start | Resume | Fork | Over | Retry | Drop | Finish
+"""What is journaled of a study's wishes; the rest follows from it."""
+
+Command = Ask | Tell | Run | Unwind | Decision

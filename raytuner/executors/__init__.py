@@ -1,0 +1,1 @@
+"""Who runs leases. Each executor speaks `raytuner.protocols.Executor`."""

@@ -1,0 +1,451 @@
+"""A study's durable record: what happened and what was decided (``journal/``), and what trials said (``reports/``).
+
+Both are folders of numbered segments (`raytuner.segments`) that only ever grow. `Journal.commit` writes one *turn* of
+the driver's loop: when it returns, the turn is on the disk. Where a turn wrote to both tables, neither half counts
+without the other: an unfinished turn leaves no trace. `read` is for everybody else, while a driver writes too.
+
+Journal rows are the events and decisions of `raytuner.events`, one each, in the order in which the study handled and
+made them. Configurations, notes and the metrics that decisions used are JSON; everything else has a column. There is
+no pickle. Report columns are typed by what trials report; a new metric begins a new segment.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from raytuner.actions import Exhausted, Fork, Resume, Start, Wait
+from raytuner.events import (
+    Checkpointed,
+    Decision,
+    Drop,
+    Ended,
+    Event,
+    Failed,
+    Finish,
+    How,
+    Opened,
+    Over,
+    Proposed,
+    Reported,
+    Retry,
+    Slots,
+    StopAsked,
+    Ticked,
+)
+from raytuner.protocols import Answer, Proposal
+from raytuner.segments import DamagedSegment, SegmentWriter, Turn, good_size, read_segment, sync_folder, truncate
+from raytuner.trial import Failure, Report, State, Why
+
+FORMAT = 1
+
+JOURNAL = pa.schema(
+    [
+        pa.field("turn", pa.int64(), nullable=False),  # of the driver's loop
+        pa.field("kind", pa.string(), nullable=False),  # which event or decision
+        pa.field("at", pa.float64()),  # events: seconds since the epoch
+        pa.field("trial", pa.int64()),
+        pa.field("attempt", pa.int64()),  # which lease of the trial
+        pa.field("step", pa.int64()),
+        pa.field("until", pa.int64()),  # the rung
+        pa.field("level", pa.float64()),  # value of the time attribute
+        pa.field("spent", pa.float64()),  # seconds of slot time
+        pa.field("source", pa.int64()),  # fork: the trial it continues
+        pa.field("number", pa.int64()),  # opened: epoch; slots: how many; finish: 1 complete, 0 resumable
+        pa.field("what", pa.string()),  # ended: how; failed: failure; over: state; proposed: kind of answer
+        pa.field("why", pa.string()),  # over: the reason's name
+        pa.field("config", pa.string()),  # proposed, fork: JSON
+        pa.field("data", pa.string()),  # ended, checkpointed, reported: metrics, proposed: note; JSON
+        pa.field("text", pa.string()),  # messages
+    ]
+)
+
+REPORTS = pa.schema(
+    [
+        pa.field("trial", pa.int64(), nullable=False),
+        pa.field("attempt", pa.int64(), nullable=False),
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("level", pa.float64(), nullable=False),
+        pa.field("at", pa.float64(), nullable=False),
+        pa.field("checkpoint", pa.bool_(), nullable=False),
+    ]
+)
+"""The columns every report has; its metrics follow, each under its own name."""
+
+METRIC = "metric:"
+"""Prefix of the metrics' columns on disk, so that none can hide a column of ours."""
+
+Row = Event | Decision
+Said = tuple[int, int, Report]
+"""A report with the trial and attempt that made it."""
+
+
+class Journal:
+    """The writing side. One at a time: whoever opens it holds the study's lock (`raytuner.folder`).
+
+    Opening repairs: torn tails and half-written turns are cut off, durably, before anything is read or written.
+    Raises `DamagedSegment` if the record is damaged elsewhere.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._events = _Table(root / "journal")
+        self._reports = _Table(root / "reports")
+        self.turn = _repair(self._events, self._reports) + 1
+        self._seen: dict[str, pa.DataType] = {}
+
+    def rows(self) -> Iterator[Row]:
+        """What was recorded so far, in order."""
+        return (_decode(row) for turn in self._events.turns() for row in turn.batch.to_pylist())
+
+    def last_steps(self) -> dict[int, int]:
+        """The highest step reported by each trial."""
+        steps: dict[int, int] = {}
+        for turn in self._reports.turns():
+            trials, seen = turn.batch.column("trial").to_pylist(), turn.batch.column("step").to_pylist()
+            for trial, step in zip(trials, seen, strict=True):
+                steps[trial] = max(step, steps.get(trial, 0))
+        return steps
+
+    def commit(self, rows: Sequence[Row], reports: Sequence[Said]) -> None:
+        """Write one turn; when this returns it is durable, whole. Nothing to write: nothing happens."""
+        if not rows and not reports:
+            return
+        joint = bool(rows) and bool(reports)
+        if reports:
+            self._reports.append(self._report_batch(reports), self.turn, joint)
+        if rows:
+            records = [{"turn": self.turn, **_encode(row)} for row in rows]
+            self._events.append(pa.RecordBatch.from_pylist(records, schema=JOURNAL), self.turn, joint)
+        for table, wrote in ((self._reports, reports), (self._events, rows)):
+            if wrote:
+                table.sync()
+        self.turn += 1
+
+    def close(self) -> None:
+        """Close the files; everything committed is durable already."""
+        self._events.close()
+        self._reports.close()
+
+    def _report_batch(self, reports: Sequence[Said]) -> pa.RecordBatch:
+        for _, _, report in reports:
+            for name, value in report.metrics.items():
+                kind = _arrow_type(value)
+                known = self._seen.get(name)
+                if known is None or known != kind:
+                    self._seen[name] = kind if known is None else _wider(known, kind)
+        schema = REPORTS
+        for name, kind in self._seen.items():
+            schema = schema.append(pa.field(METRIC + name, kind))
+        columns: list[pa.Array] = [
+            pa.array([trial for trial, _, _ in reports], pa.int64()),
+            pa.array([attempt for _, attempt, _ in reports], pa.int64()),
+            pa.array([report.step for _, _, report in reports], pa.int64()),
+            pa.array([report.level for _, _, report in reports], pa.float64()),
+            pa.array([report.at for _, _, report in reports], pa.float64()),
+            pa.array([report.checkpoint for _, _, report in reports], pa.bool_()),
+        ]
+        for name, kind in self._seen.items():
+            values = [report.metrics.get(name) for _, _, report in reports]
+            if pa.types.is_string(kind):
+                values = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
+            columns.append(pa.array(values, kind))
+        return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a study's folder holds at one moment: the rows of its journal, and its reports as one table."""
+
+    rows: Sequence[Row]
+    reports: pa.Table
+
+
+def read(root: Path) -> Record:
+    """Read a study's record, also while a driver writes it; changes nothing. Needs neither Ray nor the user's code.
+
+    ``reports``: the columns of `REPORTS` and one column per metric, named as it was reported; of a step that was
+    reported twice the first row. Raises `DamagedSegment`.
+    """
+    events, reports = list(_Table(root / "journal").turns()), list(_Table(root / "reports").turns())
+    cut = _unmatched(events, reports)
+    rows = [_decode(row) for turn in events[: len(events) - cut[0]] for row in turn.batch.to_pylist()]
+    batches = [turn.batch for turn in reports[: len(reports) - cut[1]]]
+    return Record(rows, _one_table(batches))
+
+
+# ------------------------------------------------------------------------------------------- tables of segments
+
+
+class _Table:
+    """A folder of numbered segments, read in order and appended to at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._writer: SegmentWriter | None = None
+
+    def segments(self) -> list[Path]:
+        return sorted(self.folder.glob("[0-9]*.arrow"))
+
+    def turns(self) -> Iterator[Turn]:
+        segments = self.segments()
+        for path in segments:
+            yield from read_segment(path, last=path == segments[-1])
+
+    def append(self, batch: pa.RecordBatch, turn: int, joint: bool) -> None:
+        if self._writer is None or self._writer.schema != batch.schema:
+            self.close()
+            segments = self.segments()
+            number = int(segments[-1].stem) + 1 if segments else 0
+            self._writer = SegmentWriter(self.folder / f"{number:06d}.arrow", batch.schema)
+            sync_folder(self.folder)
+        self._writer.append(batch, turn, joint)
+
+    def sync(self) -> None:
+        assert self._writer is not None
+        self._writer.sync()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def _unmatched(events: Sequence[Turn], reports: Sequence[Turn]) -> tuple[int, int]:
+    """How many batches at the end of each table (0 or 1) are halves of a joint turn that was not finished."""
+    last_event, last_report = (table[-1] if table else None for table in (events, reports))
+    if last_event and last_event.joint and (last_report is None or last_report.number < last_event.number):
+        return 1, 0
+    if last_report and last_report.joint and (last_event is None or last_event.number < last_report.number):
+        return 0, 1
+    return 0, 0
+
+
+def _repair(events: _Table, reports: _Table) -> int:
+    """Cut off what a crash left half-written; return the number of the last whole turn (-1: none)."""
+    last = -1
+    turns: list[list[Turn]] = []
+    for table in (events, reports):
+        table.folder.mkdir(parents=True, exist_ok=True)
+        turns.append(list(table.turns()))
+        segments = table.segments()
+        if segments and good_size(segments[-1]) < segments[-1].stat().st_size:
+            truncate(segments[-1], good_size(segments[-1]))
+    for found, cut in zip(turns, _unmatched(*turns), strict=True):
+        if cut:
+            truncate(found[-1].path, found[-1].offset)
+            found.pop()
+        last = max(last, found[-1].number if found else -1)
+    return last
+
+
+# ------------------------------------------------------------------------------------------------ metric columns
+
+
+def _arrow_type(value: Any) -> pa.DataType:
+    if isinstance(value, bool):
+        return pa.bool_()
+    if isinstance(value, int) and -(2**63) <= value < 2**63:
+        return pa.int64()
+    return pa.float64() if isinstance(value, (int, float)) else pa.string()
+
+
+def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """A type that holds the values of both: whole numbers become floats, any other mixture text."""
+    if {one, other} == {pa.int64(), pa.float64()} or one == other:
+        return one if one == other else pa.float64()
+    return pa.string()
+
+
+def _one_table(batches: Sequence[pa.RecordBatch]) -> pa.Table:
+    kinds: dict[str, pa.DataType] = {field.name: field.type for field in REPORTS}
+    for batch in batches:
+        for field in batch.schema:
+            kinds[field.name] = _wider(kinds.get(field.name, field.type), field.type)
+    schema = pa.schema(list(kinds.items()))
+    tables = []
+    for batch in batches:
+        columns = [
+            batch.column(name).cast(kind) if name in batch.schema.names else pa.nulls(batch.num_rows, kind)
+            for name, kind in kinds.items()
+        ]
+        tables.append(pa.Table.from_arrays(columns, schema=schema))
+    table = pa.concat_tables(tables) if tables else schema.empty_table()
+    return _first_of_each_step(table).rename_columns([_shown(name) for name in kinds])
+
+
+def _shown(column: str) -> str:
+    """A metric goes by its own name, unless that is one of `REPORTS`."""
+    name = column.removeprefix(METRIC)
+    return column if name in REPORTS.names else name
+
+
+def metric_column(reports: pa.Table, metric: str) -> pa.ChunkedArray | None:
+    """A metric's column in a table of reports, None if it was never reported."""
+    name = METRIC + metric if metric in REPORTS.names else metric
+    return reports[name] if name in reports.column_names else None
+
+
+def _first_of_each_step(table: pa.Table) -> pa.Table:
+    table = table.append_column("row", pa.array(range(table.num_rows), pa.int64()))
+    first = table.group_by(["trial", "step"]).aggregate([("row", "min")]).column("row_min")
+    if len(first) < table.num_rows:
+        table = table.take(first.combine_chunks().sort())
+    return table.drop_columns(["row"])
+
+
+# --------------------------------------------------------------------------------------------- rows to and from
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _encode(row: Row) -> dict[str, Any]:
+    """One event or decision as columns of `JOURNAL`."""
+    match row:
+        case Opened(at, epoch):
+            return {"kind": "opened", "at": at, "number": epoch}
+        case Slots(at, slots):
+            return {"kind": "slots", "at": at, "number": slots}
+        case Proposed(at, trial, Proposal(config, note)):
+            return {
+                "kind": "proposed",
+                "at": at,
+                "trial": trial,
+                "what": "config",
+                "config": _json(config),
+                "data": _json(note),
+            }
+        case Proposed(at, trial, answer):
+            return {
+                "kind": "proposed",
+                "at": at,
+                "trial": trial,
+                "what": "exhausted" if isinstance(answer, Exhausted) else "wait",
+            }
+        case Reported(at, trial, attempt, reports):
+            said = [
+                [report.step, report.level, dict(report.metrics), report.at, report.checkpoint] for report in reports
+            ]
+            return {"kind": "reported", "at": at, "trial": trial, "attempt": attempt, "data": _json(said)}
+        case Checkpointed(at, trial, attempt, step, metrics):
+            return {
+                "kind": "checkpointed",
+                "at": at,
+                "trial": trial,
+                "attempt": attempt,
+                "step": step,
+                "data": _json(dict(metrics)),
+            }
+        case Ended(at, trial, attempt, how, step, level, metrics, spent):
+            return {
+                "kind": "ended",
+                "at": at,
+                "trial": trial,
+                "attempt": attempt,
+                "what": how.name,
+                "step": step,
+                "level": level,
+                "data": _json(dict(metrics)),
+                "spent": spent,
+            }
+        case Failed(at, trial, attempt, failure, message, spent):
+            return {
+                "kind": "failed",
+                "at": at,
+                "trial": trial,
+                "attempt": attempt,
+                "what": failure.name,
+                "text": message,
+                "spent": spent,
+            }
+        case Ticked(at):
+            return {"kind": "ticked", "at": at}
+        case StopAsked(at, reason):
+            return {"kind": "stop_asked", "at": at, "text": reason}
+        case Start(trial, until):
+            return {"kind": "start", "trial": trial, "until": until}
+        case Resume(trial, until):
+            return {"kind": "resume", "trial": trial, "until": until}
+        case Fork(trial, source, config, until):
+            return {"kind": "fork", "trial": trial, "source": source, "config": _json(config), "until": until}
+        case Over(trial, state, why, message):
+            return {"kind": "over", "trial": trial, "what": state.name, "why": why.name, "text": message}
+        case Retry(trial, checkpoint):
+            return {"kind": "retry", "trial": trial, "step": checkpoint}
+        case Drop(trial, step):
+            return {"kind": "drop", "trial": trial, "step": step}
+        case Finish(complete, reason):
+            return {"kind": "finish", "number": int(complete), "text": reason}
+
+
+def _decode(row: Mapping[str, Any]) -> Row:
+    """The event or decision that a row of the journal stands for."""
+    at, trial, attempt, step = row["at"], row["trial"], row["attempt"], row["step"]
+    match row["kind"]:
+        case "opened":
+            return Opened(at, row["number"])
+        case "slots":
+            return Slots(at, row["number"])
+        case "proposed":
+            return Proposed(at, trial, _answer(row))
+        case "reported":
+            reports = tuple(Report(*said) for said in json.loads(row["data"]))
+            return Reported(at, trial, attempt, reports)
+        case "checkpointed":
+            return Checkpointed(at, trial, attempt, step, json.loads(row["data"]))
+        case "ended":
+            metrics = json.loads(row["data"])
+            return Ended(at, trial, attempt, How[row["what"]], step, row["level"], metrics, row["spent"])
+        case "failed":
+            return Failed(at, trial, attempt, Failure[row["what"]], row["text"], row["spent"])
+        case "ticked":
+            return Ticked(at)
+        case "stop_asked":
+            return StopAsked(at, row["text"])
+        case "start":
+            return Start(trial, row["until"])
+        case "resume":
+            return Resume(trial, row["until"])
+        case "fork":
+            return Fork(trial, row["source"], json.loads(row["config"]), row["until"])
+        case "over":
+            return Over(trial, State[row["what"]], Why[row["why"]], row["text"])
+        case "retry":
+            return Retry(trial, step)
+        case "drop":
+            return Drop(trial, step)
+        case "finish":
+            return Finish(bool(row["number"]), row["text"])
+        case kind:
+            raise DamagedSegment(f"the journal has a row of kind {kind!r}, which this version (format {FORMAT}) lacks")
+
+
+def _answer(row: Mapping[str, Any]) -> Answer:
+    match row["what"]:
+        case "config":
+            return Proposal(json.loads(row["config"]), json.loads(row["data"]))
+        case "exhausted":
+            return Exhausted()
+        case _:
+            return Wait()
+
+
+def events_of(rows: Iterable[Row]) -> Iterator[tuple[Event, list[Decision]]]:
+    """Group a record: each event with the decisions that followed from it."""
+    current: Event | None = None
+    decisions: list[Decision] = []
+    for row in rows:
+        if isinstance(row, Event):
+            if current is not None:
+                yield current, decisions
+            current, decisions = row, []
+        else:
+            decisions.append(row)
+    if current is not None:
+        yield current, decisions

@@ -1,0 +1,1 @@
+"""Surrogate models: each fits points of the unit cube and knows nothing of searchers."""

@@ -1,0 +1,101 @@
+"""The seams of the engine: who may be asked what.
+
+A searcher never sees a scheduler, an executor or Ray; a scheduler never sees a searcher. Both are plain deterministic
+machines: the same calls in the same order give the same answers, in another process, on another day. Chance is
+``np.random.default_rng([seed, trial])`` or ``[seed, stream, index]``, never a generator kept between calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from raytuner.actions import Action, Exhausted, Stop, Wait
+from raytuner.trial import Config, Lease, Observation, Pending
+
+if TYPE_CHECKING:
+    from raytuner.events import Event
+    from raytuner.space import Space
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A searcher's answer: a configuration, and what it wants to remember of having proposed it.
+
+    ``note`` is journaled with the proposal (JSON: plain scalars, lists, dicts) and handed back by `Searcher.recall`
+    on resume. State that an `ask` changes and later asks depend on (a warm-started length scale) must be in it.
+    It also tells people where a configuration came from.
+    """
+
+    config: Config
+    note: Mapping[str, Any] = field(default_factory=dict)
+
+
+Answer = Proposal | Wait | Exhausted
+
+
+class Searcher(Protocol):
+    """Proposes configurations."""
+
+    def ask(self, trial: int, until: int, pending: Sequence[Pending]) -> Answer:
+        """Propose a configuration for ``trial``, which will run to ``until``; ``pending`` runs or waits meanwhile."""
+
+    def tell(self, seen: Observation) -> None:
+        """Take note of a rung's outcome (lower is better; value None: failed)."""
+
+    def recall(self, trial: int, until: int, pending: Sequence[Pending], answer: Answer) -> None:
+        """On resume, in place of `ask`: the record says that this was your answer; be as if you had just given it."""
+
+
+class Scheduler(Protocol):
+    """Decides what runs, how far, and what must go."""
+
+    every_report: bool
+    """Whether `judge` is called for each report; otherwise when a lease ends or a trial is over."""
+
+    def next(self) -> Action:
+        """A slot is free: what runs, until which step? Must answer `Wait` or `Done` when nothing may start."""
+
+    def judge(self, seen: Observation) -> Sequence[Stop]:
+        """A trial spoke or ended: who must go? A trial that ended (``seen.ended``) is already gone."""
+
+    def close(self, unserved: Sequence[int] = ()) -> None:
+        """No trial will be started any more; ``unserved`` were started but got no configuration, and never ran.
+
+        After this `next` must not answer `Start`. May be called more than once.
+        """
+
+
+class SearchAlgorithm(Protocol):
+    """What a user writes as ``search_alg=``: settings, from which each study builds a fresh searcher."""
+
+    def build(self, space: Space, seed: int) -> Searcher: ...
+
+
+class SchedulingPolicy(Protocol):
+    """What a user writes as ``scheduler=``: settings, from which each study builds a fresh scheduler."""
+
+    def build(self, seed: int) -> Scheduler: ...
+
+
+class Executor(Protocol):
+    """Runs leases somewhere and says what happened."""
+
+    def run(self, lease: Lease) -> None:
+        """Begin a lease in a free slot; returns at once."""
+
+    def unwind(self, trial: int, attempt: int) -> None:
+        """End a trial's code, running or parked; a running one answers with `events.Ended`. Unknown ones: nothing."""
+
+    def wait(self, timeout_s: float | None) -> Sequence[Event]:
+        """Block until something happened, or the timeout (None: for ever); in the order in which it happened."""
+
+    def close(self) -> None:
+        """End everything that runs and give all resources back."""
+
+
+class Clock(Protocol):
+    """Where the driver reads the time, in seconds since the epoch."""
+
+    def now(self) -> float: ...

@@ -1,0 +1,291 @@
+"""The reading side: a study's folder as results, tables and data frames. Needs neither Ray nor the user's code."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raytuner.actions import Fork
+from raytuner.checkpoints import Checkpoint, Store
+from raytuner.events import Checkpointed, Drop, Ended, Over, Proposed
+from raytuner.folder import Folder
+from raytuner.journal import METRIC, REPORTS, Record, metric_column, read
+from raytuner.objective import Objective
+from raytuner.protocols import Proposal
+from raytuner.trial import Config, Metrics, State
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SCOPES = ("last", "all", "avg", "last-5-avg", "last-10-avg")
+
+
+class TrialFailed(Exception):
+    """A trial's failure, as it was recorded; the message holds the training function's traceback."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One trial: its configuration, its last report, its newest checkpoint, and its error if it failed."""
+
+    trial_id: str
+    config: Config
+    metrics: Metrics
+    state: State
+    why: str
+    checkpoint: Checkpoint | None
+    best_checkpoints: Sequence[tuple[Checkpoint, Metrics]]
+    error: TrialFailed | None
+    path: str
+    parent: str | None = None
+    _reports: pa.Table = field(repr=False, compare=False, default=None)
+
+    @property
+    def metrics_dataframe(self) -> pd.DataFrame:
+        """This trial's reports, a row each, in the order of steps."""
+        table = self._reports.filter(pc.equal(self._reports["trial"], int(self.trial_id)))
+        frame: pd.DataFrame = table.sort_by("step").to_pandas()
+        return frame
+
+
+class ResultGrid(Sequence[Result]):
+    """A study's trials, in the order in which they were started; forks are shown beside their sources."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._folder = Folder(Path(path))
+        what = self._folder.read()
+        self._objective = Objective(what["metric"], what["mode"] or "min")
+        self._record = read(self._folder.root)
+        self._results = _results(self._folder, self._record)
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def __iter__(self) -> Iterator[Result]:
+        return iter(self._results)
+
+    @overload
+    def __getitem__(self, index: int) -> Result: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Result]: ...
+    def __getitem__(self, index: int | slice) -> Result | Sequence[Result]:
+        return self._results[index]
+
+    def __repr__(self) -> str:
+        return f"ResultGrid({str(self._folder.root)!r}: {len(self)} trials, {self.num_errors} failed)"
+
+    @property
+    def experiment_path(self) -> str:
+        """The study's folder."""
+        return str(self._folder.root)
+
+    @property
+    def errors(self) -> list[TrialFailed]:
+        """The failures of failed trials."""
+        return [result.error for result in self if result.error is not None]
+
+    @property
+    def num_errors(self) -> int:
+        return len(self.errors)
+
+    @property
+    def num_terminated(self) -> int:
+        """How many trials are over without having failed."""
+        return sum(result.state in (State.DONE, State.STOPPED) for result in self)
+
+    def get_best_result(
+        self,
+        metric: str | None = None,
+        mode: str | None = None,
+        scope: str = "last",
+        filter_nan_and_inf: bool = True,
+    ) -> Result:
+        """The best trial by a metric (the study's own unless named).
+
+        ``scope``: which of a trial's reports count: ``last``, the best of ``all``, the average (``avg``), or that of
+        the last few (``last-5-avg``, ``last-10-avg``). Raises ValueError if there is no metric, RuntimeError if no
+        trial has a value of it.
+        """
+        objective = self._asked_for(metric, mode)
+        if scope not in _SCOPES:
+            raise ValueError(f"scope must be one of {', '.join(_SCOPES)}, got {scope!r}")
+        scores = self._scores(objective, scope, filter_nan_and_inf)
+        if not scores:
+            raise RuntimeError(
+                f"no trial has {'a finite' if filter_nan_and_inf else 'any'} value of {objective.metric!r}; "
+                f"{self.num_errors} of {len(self)} trials failed"
+            )
+        best = min(scores, key=lambda trial: (-scores[trial] if objective.mode == "max" else scores[trial], trial))
+        return self._by_trial[best]
+
+    def get_dataframe(self, filter_metric: str | None = None, filter_mode: str | None = None) -> pd.DataFrame:
+        """A row per trial: its last report, or its best one by ``filter_metric``; its configuration as ``config/…``."""
+        reports = self._record.reports
+        if filter_metric is None:
+            rows = {result.trial_id: result.metrics for result in self}
+        else:
+            objective = self._asked_for(filter_metric, filter_mode)
+            rows = _best_rows(reports, objective)
+        frame: pd.DataFrame = self._trials(rows).to_pandas()
+        return frame
+
+    def to_arrow(self, table: str = "trials") -> pa.Table:
+        """The study as an Arrow table.
+
+        ``trials``: a row per trial with state, configuration (``config/…``) and last metrics. ``reports``: a row per
+        report; of a step that was reported twice, because a trial was set back, the first.
+        """
+        match table:
+            case "trials":
+                return self._trials({result.trial_id: result.metrics for result in self})
+            case "reports":
+                return self._record.reports
+            case _:
+                raise ValueError(f"table must be 'trials' or 'reports', got {table!r}")
+
+    @cached_property
+    def _by_trial(self) -> dict[int, Result]:
+        return {int(result.trial_id): result for result in self}
+
+    def _asked_for(self, metric: str | None, mode: str | None) -> Objective:
+        objective = Objective(metric or self._objective.metric, mode or self._objective.mode)
+        if objective.metric is None:
+            raise ValueError("metric must be named: the study has none of its own")
+        reports = self._record.reports
+        if reports.num_rows and metric_column(reports, objective.metric) is None:
+            names = ", ".join(name.removeprefix(METRIC) for name in reports.column_names if name not in REPORTS.names)
+            raise ValueError(f"metric {objective.metric!r} was never reported; reported were: {names}")
+        return objective
+
+    def _scores(self, objective: Objective, scope: str, finite: bool) -> dict[int, float]:
+        values: dict[int, list[float]] = {}
+        reports = self._record.reports.sort_by("step")
+        column = metric_column(reports, objective.metric or "")
+        if column is None:
+            return {}
+        for trial, value in zip(reports["trial"].to_pylist(), column.to_pylist(), strict=True):
+            if isinstance(value, (int, float)) and not (finite and not math.isfinite(value)):
+                values.setdefault(trial, []).append(value)
+        match scope:
+            case "last":
+                return {trial: of[-1] for trial, of in values.items()}
+            case "all":
+                pick = max if objective.mode == "max" else min
+                return {trial: pick(of) for trial, of in values.items()}
+            case "avg":
+                return {trial: sum(of) / len(of) for trial, of in values.items()}
+            case _:
+                last = int(scope.split("-")[1])
+                return {trial: sum(of[-last:]) / len(of[-last:]) for trial, of in values.items()}
+
+    def _trials(self, metrics: Mapping[str, Metrics]) -> pa.Table:
+        rows = []
+        for result in self:
+            row: dict[str, Any] = {"trial_id": result.trial_id}
+            row |= {name: value for name, value in metrics.get(result.trial_id, {}).items() if name != "trial_id"}
+            row |= {"state": result.state.value, "why": result.why, "parent": result.parent, "logdir": result.path}
+            rows.append(row | dict(_flat(result.config, "config/")))
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        return pa.table({name: _column([row.get(name) for row in rows]) for name in names})
+
+
+def _results(folder: Folder, record: Record) -> list[Result]:
+    """Fold a study's rows into its trials."""
+    configs: dict[int, tuple[Config, int | None]] = {}
+    over: dict[int, Over] = {}
+    paused: dict[int, bool] = {}
+    checkpoints: dict[int, dict[int, Metrics]] = {}
+    for row in record.rows:
+        match row:
+            case Proposed(trial=trial, answer=Proposal(config=config)):
+                configs[trial] = config, None
+            case Fork(trial, source, config, _):
+                configs[trial] = config, source
+            case Over():
+                over[row.trial] = row
+            case Ended(trial=trial):
+                paused[trial] = True
+            case Checkpointed(trial=trial, step=step, metrics=metrics):
+                checkpoints.setdefault(trial, {})[step] = metrics
+            case Drop(trial, step):
+                checkpoints.get(trial, {}).pop(step, None)
+            case _:
+                pass
+    last = _last_rows(record.reports)
+    store = Store(folder.checkpoints)
+    results = []
+    for trial in sorted(configs):
+        config, parent = configs[trial]
+        end = over.get(trial)
+        kept = [
+            (Checkpoint(store.path(trial, step)), metrics)
+            for step, metrics in sorted(checkpoints.get(trial, {}).items())
+            if Path(store.path(trial, step)).is_dir()
+        ]
+        failed = end is not None and end.state is State.FAILED
+        results.append(
+            Result(
+                trial_id=str(trial),
+                config=config,
+                metrics=last.get(trial, {}),
+                state=end.state if end else State.PAUSED if paused.get(trial) else State.RUNNING,
+                why=end.why.value if end else "",
+                checkpoint=kept[-1][0] if kept else None,
+                best_checkpoints=kept,
+                error=TrialFailed(end.message or end.why.value) if end and failed else None,
+                path=str(folder.checkpoints / f"{trial:06d}"),
+                parent=None if parent is None else str(parent),
+                _reports=record.reports,
+            )
+        )
+    return results
+
+
+def _last_rows(reports: pa.Table) -> dict[int, Metrics]:
+    """Each trial's last report."""
+    highest: dict[int, tuple[int, int]] = {}
+    for row, (trial, step) in enumerate(zip(reports["trial"].to_pylist(), reports["step"].to_pylist(), strict=True)):
+        if trial not in highest or step > highest[trial][0]:
+            highest[trial] = step, row
+    return {trial: _metrics(reports, row) for trial, (_, row) in highest.items()}
+
+
+def _best_rows(reports: pa.Table, objective: Objective) -> dict[str, Metrics]:
+    """Each trial's best report."""
+    best: dict[int, tuple[float, int]] = {}
+    column = metric_column(reports, objective.metric or "")
+    values = column.to_pylist() if column is not None else [None] * reports.num_rows
+    for row, (trial, value) in enumerate(zip(reports["trial"].to_pylist(), values, strict=True)):
+        if value is not None and (trial not in best or objective.better(value, best[trial][0])):
+            best[trial] = value, row
+    return {str(trial): _metrics(reports, row) for trial, (_, row) in best.items()}
+
+
+def _metrics(reports: pa.Table, row: int) -> Metrics:
+    found = reports.slice(row, 1).to_pylist()[0]
+    ours = REPORTS.names
+    return {name.removeprefix(METRIC): value for name, value in found.items() if name not in ours and value is not None}
+
+
+def _flat(config: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}/")
+        else:
+            yield prefix + name, value
+
+
+def _column(values: list[Any]) -> pa.Array:
+    """Values as a column: typed where they agree, text where a choice mixes kinds."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.array([None if v is None else v if isinstance(v, str) else json.dumps(v) for v in values])

@@ -1,0 +1,200 @@
+"""Append-only files of Arrow batches that know when they are damaged.
+
+A segment is an Arrow IPC *stream* (no footer to lose): any Arrow library reads it. Arrow has no checksums there, so
+each message, the schema's included, carries in its custom metadata its own length and the CRC-32 of all its bytes::
+
+    raytuner: "size=0000001234 crc32=89abcdef turn=17 joint=1"
+
+The CRC is taken with its own eight digits as zeros. Nothing is given to Arrow before it is verified.
+
+A crash may leave a message half-written: a *torn tail*, which is cut off when a writer opens the folder and passed over
+by readers. A bad message with good ones behind it is no torn tail but damage, and an error that names file and offset.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+_KEY = b"raytuner"
+_MARK = re.compile(rb"size=(\d{10}) crc32=([0-9a-f]{8}) turn=(-?\d+) joint=([01])")
+_START = b"\xff\xff\xff\xff"
+_ZEROS = b"0" * 8
+
+
+class DamagedSegment(Exception):
+    """A file of the record is not what was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One batch as written: which turn of the driver's loop it belongs to, and where it stands in its file.
+
+    ``joint``: the same turn wrote to both of a study's tables; neither half counts without the other.
+    """
+
+    number: int
+    joint: bool
+    batch: pa.RecordBatch
+    path: Path
+    offset: int
+
+
+class SegmentWriter:
+    """Appends batches of one schema to a new file. Each append is one write; `sync` makes what was appended durable."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path = path
+        self.schema = schema
+        self._sink = _Sink()
+        self._file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
+        self._writer = pa.ipc.new_stream(self._sink, schema.with_metadata({_KEY: _mark(turn=-1, joint=False)}))
+        self._begun = False
+
+    def append(self, batch: pa.RecordBatch, turn: int, joint: bool) -> None:
+        """Write one batch; not durable before `sync`."""
+        if not self._begun:  # Arrow holds the schema back until the first batch
+            self._begun = True
+            self._writer.write_batch(batch, custom_metadata={_KEY: _mark(turn, joint)})
+            raw = self._sink.take()
+            size = _schema_size(raw)
+            _write(self._file, _seal(raw[:size]) + _seal(raw[size:]))
+        else:
+            self._writer.write_batch(batch, custom_metadata={_KEY: _mark(turn, joint)})
+            _write(self._file, _seal(self._sink.take()))
+
+    def sync(self) -> None:
+        """Return when all that was appended is on the disk."""
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Close the file. It has no end mark: a closed segment and one whose writer died read the same."""
+        os.close(self._file)
+
+
+def read_segment(path: Path, last: bool) -> Iterator[Turn]:
+    """The batches of a segment in order, each verified.
+
+    ``last``: nothing was written after this file, so that its tail may be torn; the torn part is passed over.
+    Raises `DamagedSegment` for anything else that is not as written.
+    """
+    raw = path.read_bytes()
+    schema: pa.Schema | None = None
+    offset = 0
+    while offset < len(raw):
+        found = _message(raw, offset)
+        if found is None:
+            if last and not _anything_good(raw, offset + 1):
+                return
+            raise DamagedSegment(f"{path} is damaged at byte {offset}: what stands there is not what was written")
+        size, turn, joint = found
+        message = pa.ipc.read_message(pa.py_buffer(raw[offset : offset + size]))
+        if schema is None:
+            schema = pa.ipc.read_schema(message)
+        else:
+            yield Turn(turn, joint, pa.ipc.read_record_batch(message, schema), path, offset)
+        offset += size
+
+
+def good_size(path: Path) -> int:
+    """Where the torn tail of a last segment begins; the file's size where it has none."""
+    raw = path.read_bytes()
+    offset = 0
+    while (found := _message(raw, offset)) is not None:
+        offset += found[0]
+    return offset
+
+
+def truncate(path: Path, size: int) -> None:
+    """Cut a file off, durably."""
+    with open(path, "r+b") as file:
+        file.truncate(size)
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class _Sink:
+    """Where Arrow writes its messages, so that they can be sealed before they go to the file."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self._parts.append(bytes(data))
+        return len(self._parts[-1])
+
+    def flush(self) -> None:
+        """Nothing lies below."""
+
+    def take(self) -> bytes:
+        raw = b"".join(self._parts)
+        self._parts.clear()
+        return raw
+
+
+def _mark(turn: int, joint: bool) -> bytes:
+    return b"size=%010d crc32=%s turn=%d joint=%d" % (0, _ZEROS, turn, joint)
+
+
+def _seal(raw: bytes) -> bytes:
+    """Fill in a message's length and checksum."""
+    place = _MARK.search(raw)
+    assert place is not None
+    message = bytearray(raw)
+    message[place.start(1) : place.end(1)] = b"%010d" % len(raw)
+    message[place.start(2) : place.end(2)] = b"%08x" % zlib.crc32(message)
+    return bytes(message)
+
+
+def _schema_size(raw: bytes) -> int:
+    """The length of a schema message: a prefix of eight bytes and its metadata; it has no body."""
+    return 8 + int.from_bytes(raw[4:8], "little")
+
+
+def _message(raw: bytes, offset: int) -> tuple[int, int, bool] | None:
+    """Length, turn and jointness of the message that stands at ``offset``; None if none stands there unhurt."""
+    if raw[offset : offset + 4] != _START:
+        return None
+    header = 8 + int.from_bytes(raw[offset + 4 : offset + 8], "little")
+    place = _MARK.search(raw, offset, min(offset + header, len(raw)))
+    if place is None:
+        return None
+    size = int(place[1])
+    if size < header or offset + size > len(raw):
+        return None
+    crc = zlib.crc32(raw[offset : place.start(2)])
+    crc = zlib.crc32(_ZEROS, crc)
+    crc = zlib.crc32(memoryview(raw)[place.end(2) : offset + size], crc)
+    if crc != int(place[2], 16):
+        return None
+    return size, int(place[3]), place[4] == b"1"
+
+
+def _anything_good(raw: bytes, offset: int) -> bool:
+    while (offset := raw.find(_START, offset)) >= 0:
+        if _message(raw, offset) is not None:
+            return True
+        offset += 1
+    return False
+
+
+def _write(file: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]

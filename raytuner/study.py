@@ -1,0 +1,412 @@
+"""The study: a state machine that is told what happened and says what it wants. No I/O, no clock, no threads.
+
+`Study.handle` takes an event (`raytuner.events`) and returns commands, in the order in which they are to be carried
+out. It asks the scheduler itself, and the searcher through `Ask` and `Tell`, so that a slow searcher can answer later.
+The same events in the same order give the same commands: this is how a study resumes, and how it is simulated.
+
+After an `Ask` the call returns: a searcher that answers at once is asked again in the next call, and each proposal
+knows of all trials before it; one that answers later does not hold up what the scheduler resumes meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping
+from typing import assert_never
+
+from raytuner.actions import Done, Exhausted, Fork, Resume, Start, Stop, Wait
+from raytuner.checkpoints import CheckpointConfig, Kept, retention
+from raytuner.events import (
+    Ask,
+    Checkpointed,
+    Command,
+    Drop,
+    Ended,
+    Event,
+    Failed,
+    Finish,
+    How,
+    Opened,
+    Over,
+    Proposed,
+    Reported,
+    Retry,
+    Run,
+    Slots,
+    StopAsked,
+    Tell,
+    Ticked,
+    Unwind,
+)
+from raytuner.ledger import Entry, IllegalChange, Ledger
+from raytuner.objective import Objective
+from raytuner.protocols import Proposal, Scheduler
+from raytuner.retry import Retries
+from raytuner.trial import Failure, Lease, Observation, State, Trial, Why
+
+
+class Deadlock(Exception):
+    """The scheduler or the searcher waits, and nothing runs that could ever wake it: a defect of theirs."""
+
+
+class Study:
+    """The state machine.
+
+    ``trials``: how many `Start`s are served (None: as many as the searcher has configurations for).
+    ``fail_fast``: the first failed trial ends the study, resumable.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        scheduler: Scheduler,
+        trials: int | None,
+        retries: Retries,
+        checkpoint_config: CheckpointConfig,
+        fail_fast: bool = False,
+    ) -> None:
+        self.objective = objective
+        self.ledger = Ledger()
+        self.finished: Finish | None = None
+        self.best: tuple[float, int] | None = None  # lowest value at the highest rung seen, and its trial
+        self._best_until = 0
+        self._scheduler = scheduler
+        self._limit = trials
+        self._retries = retries
+        self._fail_fast = fail_fast
+        self._retention = retention(checkpoint_config)
+        self._checkpoint_config = checkpoint_config
+        self._slots = 0
+        self._next_trial = 0
+        self._starts = 0
+        self._busy: dict[tuple[int, int], None] = {}  # (trial, attempt) that hold a slot
+        self._asked: dict[int, Start] = {}  # starts whose configuration is owed; each keeps a slot
+        self._deferred: list[int] = []  # those of them that were answered `Wait`: asked again at the next observation
+        self._due: deque[int] = deque()  # running trials whose lease waits for a slot
+        self._held: Counter[tuple[int, int]] = Counter()  # (trial, step) -> live forks that start from it
+        self._stopping: str | None = None
+        self._out: list[Command] = []
+
+    # ------------------------------------------------------------------------------------------------ the outside
+
+    def handle(self, event: Event) -> list[Command]:
+        """Take note of an event; return what is wanted now. Raises `IllegalChange` or `Deadlock` on a defect."""
+        self._out = []
+        match event:
+            case Opened():
+                self._opened()
+            case Slots():
+                self._slots = event.slots
+            case Proposed():
+                self._proposed(event)
+            case Reported():
+                self._reported(event)
+            case Checkpointed():
+                self._checkpointed(event)
+            case Ended():
+                self._ended(event)
+            case Failed():
+                self._failed(event)
+            case StopAsked():
+                self._stop_asked(event.reason)
+            case Ticked():
+                pass
+            case _:
+                assert_never(event)
+        self._fill(event.at)
+        return self._out
+
+    def expects(self, trial: int, attempt: int) -> bool:
+        """Whether this attempt holds a slot; what any other attempt says comes too late and does not count."""
+        return (trial, attempt) in self._busy
+
+    @property
+    def slots(self) -> int:
+        """How many leases may run at the same time."""
+        return self._slots
+
+    @property
+    def every_report(self) -> bool:
+        """Whether the scheduler judges each report."""
+        return self._scheduler.every_report
+
+    @property
+    def checkpoints(self) -> Mapping[int, Mapping[int, float | None]]:
+        """The checkpoints that exist: trial -> step -> retention score."""
+        return {trial: entry.checkpoints for trial, entry in self.ledger.items() if entry.checkpoints}
+
+    # --------------------------------------------------------------------------------------------- what happened
+
+    def _opened(self) -> None:
+        """Whatever ran is dead with the driver that ran it: its leases are given out anew, free of charge."""
+        self._slots = 0
+        self._busy.clear()
+        self._stopping = None
+        if self.finished and not self.finished.complete:
+            self.finished = None
+        self._due.clear()
+        for entry in self.ledger.live.values():
+            if entry.state is State.RUNNING:
+                self._repeat(entry)
+
+    def _proposed(self, event: Proposed) -> None:
+        start = self._asked.get(event.trial)
+        if start is None:
+            raise IllegalChange(f"a configuration was proposed for trial {event.trial}, which nobody asked for")
+        match event.answer:
+            case Proposal(config=config):
+                del self._asked[event.trial]
+                self.ledger.open(Trial(start.trial, config), start.until)
+                self._due.append(start.trial)
+            case Exhausted():
+                del self._asked[event.trial]
+                self._limit = self._starts
+                self._scheduler.close([start.trial])
+            case Wait():
+                self._deferred.append(event.trial)
+
+    def _reported(self, event: Reported) -> None:
+        for report in event.reports:
+            if not self.expects(event.trial, event.attempt) or self.ledger[event.trial].state.over:
+                return
+            entry = self.ledger[event.trial]
+            reading = self.objective.read(report.metrics)
+            self._judge(
+                Observation(
+                    entry.trial.id,
+                    entry.trial.config,
+                    report.step,
+                    report.level,
+                    entry.until,
+                    reading.value,
+                    reading.values,
+                    spent=entry.spent,
+                    failure=reading.failure,
+                )
+            )
+
+    def _checkpointed(self, event: Checkpointed) -> None:
+        if not self.expects(event.trial, event.attempt):
+            return
+        entry = self.ledger[event.trial]
+        entry.losses = 0
+        if event.step in entry.checkpoints:
+            return
+        entry.checkpoints[event.step] = self._checkpoint_config.score(event.metrics)
+        self._release(entry)
+        self._retain(entry)
+
+    def _ended(self, event: Ended) -> None:
+        if not self.expects(event.trial, event.attempt):
+            return
+        del self._busy[event.trial, event.attempt]
+        entry = self.ledger[event.trial]
+        entry.spent += event.spent
+        if entry.state.over or event.how is How.UNWOUND:
+            return  # an unwound trial that is not over keeps its lease: it goes on when the study is resumed
+        entry.losses = 0
+        if event.step >= entry.step and event.metrics:
+            entry.step, entry.level, entry.metrics = event.step, event.level, event.metrics
+        reading = self.objective.read(entry.metrics)
+        if reading.failure is not None:
+            self._over(entry, Why.NO_VALUE, reading.message)
+        elif event.how is How.REACHED:
+            self.ledger.move(entry.trial.id, State.PAUSED)
+        else:
+            self._over(entry, Why.RETURNED if event.how is How.RETURNED else Why.STOP_RULE)
+        self._note_best(entry, reading.value)
+        self._observe(entry, reading.value, reading.values, reading.failure)
+
+    def _failed(self, event: Failed) -> None:
+        if not self.expects(event.trial, event.attempt):
+            return
+        del self._busy[event.trial, event.attempt]
+        entry = self.ledger[event.trial]
+        entry.spent += event.spent
+        if entry.state.over:
+            return
+        entry.tries += 1
+        if event.failure is Failure.LOST:
+            entry.losses += 1
+        else:
+            entry.errors += 1
+        if self._retries.again(event.failure, entry.errors, entry.losses):
+            entry.since, entry.origin = None, entry.newest[1] if entry.newest else 0
+            self._repeat(entry)
+        else:
+            self._over(entry, Why.LOST if event.failure is Failure.LOST else Why.ERROR, event.message)
+            self._observe(entry, None, (), event.failure)
+
+    def _stop_asked(self, reason: str) -> None:
+        self._stopping = reason
+        for trial, attempt in self._busy:
+            self._out.append(Unwind(trial, attempt))
+
+    # ------------------------------------------------------------------------------------------ what follows of it
+
+    def _observe(self, entry: Entry, value: float | None, values: tuple[float, ...], failure: Failure | None) -> None:
+        """A lease ended: tell the searcher, and let the scheduler judge."""
+        seen = Observation(
+            entry.trial.id,
+            entry.trial.config,
+            entry.step,
+            entry.level,
+            entry.until,
+            value,
+            values,
+            spent=entry.spent,
+            failure=failure,
+            ended=entry.state.over,
+        )
+        self._out.append(Tell(seen))
+        self._judge(seen)
+        deferred, self._deferred = self._deferred, []
+        self._out += [Ask(trial, self._asked[trial].until, self.ledger.pending()) for trial in deferred]
+
+    def _judge(self, seen: Observation) -> None:
+        for stop in self._scheduler.judge(seen):
+            self._stop(stop)
+
+    def _stop(self, stop: Stop) -> None:
+        entry = self.ledger.get(stop.trial)
+        if entry is None or entry.state.over:
+            raise IllegalChange(f"the scheduler stops trial {stop.trial}, which is not there to be stopped")
+        if stop.trial in self._due:
+            self._due.remove(stop.trial)
+        self._out.append(Unwind(stop.trial, entry.attempt))
+        self._over(entry, stop.why)
+
+    def _over(self, entry: Entry, why: Why, message: str = "") -> None:
+        self.ledger.move(entry.trial.id, why.state)
+        self._release(entry)
+        self._out.append(Over(entry.trial.id, why.state, why, message))
+        self._retain(entry)
+        if self._fail_fast and why.state is State.FAILED and self._stopping is None:
+            self._stop_asked(f"trial {entry.trial.id} failed and fail_fast is set")
+
+    def _release(self, entry: Entry) -> None:
+        """A fork that has a checkpoint of its own, or is over, no longer needs its donor's."""
+        if entry.donor is None:
+            return
+        donor, entry.donor = entry.donor, None
+        self._held[donor] -= 1
+        if not self._held[donor]:
+            del self._held[donor]
+            self._retain(self.ledger[donor[0]])
+
+    def _retain(self, entry: Entry) -> None:
+        """Let go of the checkpoints that retention does not keep."""
+        held = [step for step in entry.checkpoints if (entry.trial.id, step) in self._held]
+        kept = self._retention.keep([Kept(step, score) for step, score in entry.checkpoints.items()], held)
+        for step in sorted(entry.checkpoints.keys() - kept):
+            del entry.checkpoints[step]
+            self._out.append(Drop(entry.trial.id, step))
+
+    def _note_best(self, entry: Entry, value: float | None) -> None:
+        if value is None or entry.until < self._best_until:
+            return
+        if self.best is None or entry.until > self._best_until or value < self.best[0]:
+            self.best, self._best_until = (value, entry.trial.id), entry.until
+
+    # ----------------------------------------------------------------------------------------------- free slots
+
+    def _fill(self, at: float) -> None:
+        """Give free slots to leases that must be repeated, then to what the scheduler wants."""
+        if self.finished:
+            return
+        if self._stopping is not None:
+            if not self._busy:
+                self._finish(False, self._stopping)
+            return
+        while self._slots - len(self._busy) - len(self._asked) > 0:
+            if self._due:
+                self._issue(self.ledger[self._due.popleft()], at)
+                continue
+            match self._scheduler.next():
+                case Start() as start:
+                    self._start(start)
+                    return
+                case Resume() as resume:
+                    self._resume(resume)
+                case Fork() as fork:
+                    self._fork(fork)
+                case Wait():
+                    break
+                case Done():
+                    if not self._busy and not self._asked:
+                        self._finish(True, "every trial is over")
+                    return
+        if self._slots and not self._busy and len(self._deferred) == len(self._asked):
+            who = "searcher" if self._asked else "scheduler"
+            raise Deadlock(f"the {who} waits, but nothing runs that could wake it")
+
+    def _start(self, start: Start) -> None:
+        self._number(start.trial)
+        if self._limit is not None and self._starts >= self._limit:
+            raise IllegalChange(f"the scheduler starts trial {start.trial} after it was told that none will be served")
+        self._starts += 1
+        self._asked[start.trial] = start
+        self._out += [start, Ask(start.trial, start.until, self.ledger.pending())]
+        if self._starts == self._limit:
+            self._scheduler.close()
+
+    def _resume(self, resume: Resume) -> None:
+        entry = self.ledger.move(resume.trial, State.RUNNING)
+        if resume.until <= entry.until:
+            raise IllegalChange(f"trial {resume.trial} stands at {entry.until} and cannot be resumed to {resume.until}")
+        entry.until, entry.since, entry.origin = resume.until, None, entry.step
+        self._out.append(resume)
+        self._due.append(resume.trial)
+
+    def _fork(self, fork: Fork) -> None:
+        self._number(fork.trial)
+        self._out.append(fork)
+        donor = self.ledger[fork.source].newest
+        entry = self.ledger.open(Trial(fork.trial, fork.config, fork.source), fork.until, donor)
+        if donor is None:
+            self._over(entry, Why.NO_SOURCE)
+            self._observe(entry, None, (), None)
+            return
+        self._held[donor] += 1
+        self._due.append(fork.trial)
+
+    def _number(self, trial: int) -> None:
+        if trial != self._next_trial:
+            raise IllegalChange(f"the scheduler numbers a new trial {trial}; the next number is {self._next_trial}")
+        self._next_trial += 1
+
+    def _repeat(self, entry: Entry) -> None:
+        """Give a trial's lease out once more, from its newest checkpoint."""
+        newest = entry.newest
+        self._due.append(entry.trial.id)
+        self._out.append(Retry(entry.trial.id, newest[1] if newest else None))
+
+    def _issue(self, entry: Entry, at: float) -> None:
+        donor, checkpoint = entry.newest or (entry.trial.id, None)
+        entry.attempt += 1
+        if entry.since is None:
+            entry.since = at
+        self._busy[entry.trial.id, entry.attempt] = None
+        self._out.append(
+            Run(
+                Lease(
+                    trial=entry.trial,
+                    attempt=entry.attempt,
+                    until=entry.until,
+                    checkpoint=checkpoint,
+                    donor=donor,
+                    tries=entry.tries,
+                    since=entry.since,
+                    origin=entry.origin,
+                    spent=entry.spent,
+                )
+            )
+        )
+
+    def _finish(self, complete: bool, reason: str) -> None:
+        if complete:
+            for entry in list(self.ledger.live.values()):
+                self._out.append(Unwind(entry.trial.id, entry.attempt))
+                self._over(entry, Why.SCHEDULER_DONE)
+        self.finished = Finish(complete, reason)
+        self._out.append(self.finished)

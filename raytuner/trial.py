@@ -1,0 +1,172 @@
+"""The small types every other module speaks in, and the table of legal state changes.
+
+Nothing here acts. A `Trial` is what was asked for, a `Report` is what it said, an `Observation` is the same as
+searchers and schedulers see it (one number, lower is better).
+
+Units: a *step* is Ray's ``training_iteration``, an integer from 1. ``until`` and rungs are steps, or, when the study
+has another ``time_attr``, values of that metric. Times are seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+Config = Mapping[str, Any]
+"""Names to plain Python values, nested as the user nested them in ``param_space``."""
+
+Metrics = Mapping[str, Any]
+"""What a trial reported at one step: names to scalars, nested names joined by ``/``."""
+
+END = 2**53
+"""An ``until`` that no trial reaches: the lease runs until the user's function ends by itself."""
+
+
+class State(Enum):
+    """Where a trial is."""
+
+    RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
+    DONE = "DONE"
+    STOPPED = "STOPPED"
+    FAILED = "FAILED"
+
+    @property
+    def over(self) -> bool:
+        """Whether no trial leaves this state."""
+        return not LEGAL[self]
+
+
+LEGAL: Mapping[State | None, frozenset[State]] = {
+    None: frozenset({State.RUNNING}),
+    State.RUNNING: frozenset({State.PAUSED, State.DONE, State.STOPPED, State.FAILED}),
+    State.PAUSED: frozenset({State.RUNNING, State.DONE, State.STOPPED}),
+    State.DONE: frozenset(),
+    State.STOPPED: frozenset(),
+    State.FAILED: frozenset(),
+}
+"""The states a trial may go to from each state; ``None`` is a trial that does not exist yet."""
+
+
+class Why(Enum):
+    """Why a trial is over. The value is the sentence shown to the user."""
+
+    RETURNED = "the training function returned"
+    STOP_RULE = "the run's stop rule was met"
+    FULL_BUDGET = "it reached the scheduler's last rung"
+    NOT_PROMOTED = "it was not among the best of its rung"
+    NO_PROMISE = "it did worse than its rung's cutoff"
+    SCHEDULER_DONE = "the scheduler ended without resuming it"
+    ERROR = "the training function raised an error"
+    LOST = "its worker was lost too often without progress"
+    NO_VALUE = "it did not report a usable value of the metric"
+    NO_SOURCE = "the trial it was to continue from has no checkpoint"
+
+    @property
+    def state(self) -> State:
+        """The state a trial that is over for this reason is in."""
+        if self in (Why.RETURNED, Why.STOP_RULE, Why.FULL_BUDGET):
+            return State.DONE
+        if self in (Why.NOT_PROMOTED, Why.NO_PROMISE, Why.SCHEDULER_DONE):
+            return State.STOPPED
+        return State.FAILED
+
+
+class Failure(Enum):
+    """What kind of failure ended an attempt; each has its own allowance in `raytuner.retry`."""
+
+    ERROR = "the training function raised an error"
+    LOST = "the worker was lost"
+    NO_METRIC = "a report did not hold the metric"
+    NOT_FINITE = "the metric was not a finite number"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What was asked for: one configuration for life. A fork is a new trial whose ``parent`` is its source."""
+
+    id: int
+    config: Config
+    parent: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One thing a trial said: one row of the reports table.
+
+    ``metrics`` holds plain scalars, Ray's automatic metrics among them. ``level`` is the value of the study's
+    ``time_attr`` (equal to ``step`` unless the user chose another). ``checkpoint`` says whether a checkpoint of this
+    step was published before the report was made.
+    """
+
+    step: int
+    level: float
+    metrics: Metrics
+    at: float
+    checkpoint: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """A rung's outcome as searchers and schedulers see it.
+
+    ``value`` is the scalar to rank by, lower is better; None where there is none (the trial failed). ``values`` are
+    the raw objectives, as the user reported them. ``until`` is the rung: the target of the lease that ended; ``step``
+    and ``level`` are where the trial truly stood (reports may skip a rung). ``ended``: the trial will not run again.
+    """
+
+    trial: int
+    config: Config
+    step: int
+    level: float
+    until: int
+    value: float | None
+    values: tuple[float, ...] = ()
+    feasibility: tuple[float, ...] = ()
+    spent: float = 0.0
+    failure: Failure | None = None
+    ended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A trial that runs or waits at a rung: its last known step, and the rung it is on its way to."""
+
+    trial: int
+    config: Config
+    step: int
+    until: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One run of a trial towards ``until``: what an executor is asked to do.
+
+    ``attempt`` numbers the leases of a trial as they are given out, from 1; rows of an older attempt are refused.
+    ``tries`` counts failures and losses so far. ``checkpoint`` is the step whose checkpoint to start from when the
+    trial is not parked where it runs (None: from the beginning); ``donor`` is the trial it belongs to.
+    ``since`` and ``origin`` are the time at which, and the step from which, this run was first begun: a driver that
+    died and came back leaves both as they were. ``spent``: seconds of slot time in earlier leases.
+    """
+
+    trial: Trial
+    attempt: int
+    until: int
+    checkpoint: int | None
+    donor: int
+    tries: int
+    since: float
+    origin: int
+    spent: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """What one trial reserves. ``custom`` names Ray's custom resources."""
+
+    cpu: float = 1.0
+    gpu: float = 0.0
+    memory_gib: float = 0.0
+    custom: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,29 @@
+"""Who runs, how far, and who must go: Ray's scheduler names, as settings that build small pure machines.
+
+`raytuner.protocols.Scheduler` says what a machine is asked; ``asha.py`` is the one to copy.
+"""
+
+from __future__ import annotations
+
+from raytuner.protocols import SchedulingPolicy
+from raytuner.schedulers.asha import ASHAScheduler, AsyncHyperBandScheduler
+from raytuner.schedulers.fifo import FIFOScheduler
+from raytuner.schedulers.hyperband import HyperBandForBOHB, HyperBandScheduler
+
+SCHEDULERS: dict[str, type[SchedulingPolicy]] = {
+    "ASHAScheduler": ASHAScheduler,
+    "AsyncHyperBandScheduler": AsyncHyperBandScheduler,
+    "FIFOScheduler": FIFOScheduler,
+    "HyperBandForBOHB": HyperBandForBOHB,
+    "HyperBandScheduler": HyperBandScheduler,
+}
+"""By the name a study's file gives them."""
+
+__all__ = [
+    "SCHEDULERS",
+    "ASHAScheduler",
+    "AsyncHyperBandScheduler",
+    "FIFOScheduler",
+    "HyperBandForBOHB",
+    "HyperBandScheduler",
+]

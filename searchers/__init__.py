@@ -1,0 +1,13 @@
+"""What proposes configurations: ``search_alg=`` takes one of these. One searcher, one file."""
+
+from __future__ import annotations
+
+from raytuner.protocols import SearchAlgorithm
+from raytuner.searchers.bohb import BOHB
+from raytuner.searchers.grid_search import GridSearch
+from raytuner.searchers.random_search import RandomSearch
+
+__all__ = ["BOHB", "SEARCHERS", "GridSearch", "RandomSearch"]
+
+SEARCHERS: dict[str, type[SearchAlgorithm]] = {kind.__name__: kind for kind in (BOHB, GridSearch, RandomSearch)}
+"""By class name: a study's record names its searcher and the arguments, never an import path."""

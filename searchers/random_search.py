@@ -1,0 +1,40 @@
+"""Random search: each configuration drawn from the space on its own (Bergstra & Bengio 2012)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from raytuner.protocols import Answer, Proposal
+from raytuner.space import Space
+from raytuner.trial import Observation, Pending
+
+
+@dataclass(frozen=True, slots=True)
+class RandomSearch:
+    """``search_alg=RandomSearch()``: the configuration of trial i depends on the seed and i, on nothing else."""
+
+    def build(self, space: Space, seed: int) -> RandomSearcher:
+        if space.has_grid:
+            raise ValueError("RandomSearch() does not try the values of grid_search(...) in turn: use GridSearch()")
+        return RandomSearcher(space, seed)
+
+
+class RandomSearcher:
+    """The machine of `RandomSearch`."""
+
+    def __init__(self, space: Space, seed: int) -> None:
+        self._space = space
+        self._seed = seed
+
+    def ask(self, trial: int, until: int, pending: Sequence[Pending]) -> Answer:
+        rng = np.random.default_rng([self._seed, trial])
+        return Proposal(self._space.sample(rng), {"origin": "random"})
+
+    def tell(self, seen: Observation) -> None:
+        """Nothing: it does not learn."""
+
+    def recall(self, trial: int, until: int, pending: Sequence[Pending], answer: Answer) -> None:
+        """Nothing: an `ask` leaves no trace."""

@@ -1,0 +1,250 @@
+"""BOHB against its paper: when there is a model, at which rung, of which outcomes, and that it helps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from raytuner.models.parzen import Parzen
+from raytuner.protocols import Proposal, SearchAlgorithm, Searcher
+from raytuner.searchers import BOHB, RandomSearch
+from raytuner.searchers.bohb import active_at, split
+from raytuner.space import Space, choice, grid_search, loguniform, sample_from, uniform
+from raytuner.trial import Config, Failure, Observation
+
+PLANE = {"x": uniform(0, 1), "y": uniform(0, 1)}  # d = 2: N_min is 3, a model needs 5 outcomes
+
+
+def seen(trial: int, config: Config, until: int, value: float | None) -> Observation:
+    failure = Failure.ERROR if value is None else None
+    return Observation(trial, config, step=until, level=float(until), until=until, value=value, failure=failure)
+
+
+def ask(searcher: Searcher, trial: int) -> Proposal:
+    answer = searcher.ask(trial, 1, [])
+    assert isinstance(answer, Proposal)
+    return answer
+
+
+def tell_random(searcher: Searcher, until: int, trials: range, value: float | None = None) -> None:
+    """Outcomes at random places of the plane; the value is x unless one is given."""
+    for trial in trials:
+        x, y = np.random.default_rng([99, trial]).random(2).tolist()
+        searcher.tell(seen(trial, {"x": x, "y": y}, until, x if value is None else value))
+
+
+@pytest.mark.parametrize(("settings", "enough"), [(BOHB(random_fraction=0), 5), (BOHB(8, random_fraction=0), 10)])
+def test_a_model_needs_n_min_plus_two_outcomes_at_one_rung(settings: BOHB, enough: int) -> None:
+    searcher = settings.build(Space(PLANE), 0)
+    tell_random(searcher, 1, range(enough - 1))
+    tell_random(searcher, 3, range(enough - 1))
+    assert [ask(searcher, trial).note for trial in range(100, 120)] == [{"origin": "random"}] * 20
+    tell_random(searcher, 1, range(enough - 1, enough))
+    assert {ask(searcher, trial).note["origin"] for trial in range(100, 120)} == {"model"}
+
+
+def test_the_highest_rung_with_enough_outcomes_is_modelled() -> None:
+    searcher = BOHB(random_fraction=0).build(Space(PLANE), 0)
+    tell_random(searcher, 1, range(10))
+    tell_random(searcher, 3, range(5))
+    tell_random(searcher, 9, range(4))
+    assert ask(searcher, 100).note["rung"] == 3
+    tell_random(searcher, 1, range(10, 40))
+    assert ask(searcher, 100).note["rung"] == 3
+    tell_random(searcher, 9, range(4, 5))
+    assert ask(searcher, 100).note["rung"] == 9
+
+
+def test_a_rung_where_everything_failed_has_no_model() -> None:
+    searcher = BOHB(random_fraction=0).build(Space(PLANE), 0)
+    tell_random(searcher, 3, range(10))
+    for trial in range(10):
+        searcher.tell(seen(trial, {"x": 0.5, "y": 0.5}, 9, None))
+    assert ask(searcher, 100).note["rung"] == 3
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1 / 3, 1.0])
+def test_random_fraction(fraction: float) -> None:
+    """Binomial test at 1e-4: were the seed drawn anew, one run in 10,000 would fail."""
+    searcher = BOHB(random_fraction=fraction, num_samples=1).build(Space(PLANE), 0)
+    tell_random(searcher, 1, range(20))
+    n = 400
+    random = sum(ask(searcher, trial).note["origin"] == "random" for trial in range(100, 100 + n))
+    assert stats.binomtest(random, n, fraction).pvalue > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("n", "least", "good", "bad"),
+    [
+        # Few outcomes: both halves have N_min, and overlap.
+        (5, 3, 3, 3),
+        (9, 7, 7, 7),
+        # N_min good, the rest bad.
+        (6, 3, 3, 3),
+        (10, 3, 3, 7),
+        (20, 3, 3, 17),
+        # 15 per cent, rounded down, once that is more than N_min.
+        (26, 3, 3, 23),
+        (27, 3, 4, 23),
+        (100, 3, 15, 85),
+        (1000, 9, 150, 850),
+    ],
+)
+def test_split_into_good_and_bad(n: int, least: int, good: int, bad: int) -> None:
+    assert split(n, least, 15) == (good, bad)
+
+
+def test_the_note_says_how_many_were_good_and_bad() -> None:
+    searcher = BOHB(random_fraction=0).build(Space(PLANE), 0)
+    for n in (5, 10, 27, 60):
+        tell_random(searcher, 1, range(n))
+        note = ask(searcher, 1000).note
+        assert (note["good"], note["bad"]) == split(n, 3, 15)
+
+
+def test_log_ratio_is_that_of_the_paper() -> None:
+    space = Space({"x": uniform(0, 1), "lr": loguniform(1e-4, 1), "kind": choice(["a", "b", "c"])})
+    searcher = BOHB(random_fraction=0).build(space, 0)
+    configs = [ask(RandomSearch().build(space, 1), trial).config for trial in range(40)]
+    values = [config["x"] + (config["kind"] == "b") for config in configs]
+    for trial, (config, value) in enumerate(zip(configs, values, strict=True)):
+        searcher.tell(seen(trial, config, 1, value))
+    proposal = ask(searcher, 100)
+
+    points, active = space.encode_many([configs[i] for i in np.argsort(values)])
+    good = Parzen.fit(points[:6], active[:6], space.categories)  # 15 per cent of 40
+    bad = Parzen.fit(points[6:], active[6:], space.categories)
+    x, x_active = space.encode_many([proposal.config])
+    expected = good.log_density(x, x_active)[0] - bad.log_density(x, x_active)[0]
+    assert proposal.note["log_ratio"] == pytest.approx(expected)
+    assert proposal.note["log_ratio"] > 0
+
+
+def test_proposals_are_where_the_good_ones_are_and_failures_are_worst() -> None:
+    """x < 0.3 fails; otherwise smaller is better: the good ones are just above 0.3."""
+    searcher = BOHB(random_fraction=0).build(Space(PLANE), 0)
+    for trial in range(100):
+        x, y = np.random.default_rng([5, trial]).random(2).tolist()
+        searcher.tell(seen(trial, {"x": x, "y": y}, 1, None if x < 0.3 else x))
+    found = [ask(searcher, trial).config["x"] for trial in range(100, 150)]
+    assert np.mean([0.25 < x < 0.5 for x in found]) > 0.9
+
+
+def test_active_coordinates_are_those_of_the_configuration() -> None:
+    inner = choice([{"width": uniform(0, 1)}, "linear"])
+    space = Space(
+        {"a": choice([{"lr": uniform(0, 1), "head": inner}, {"depth": uniform(0, 1)}, 3]), "b": uniform(0, 1)}
+    )
+    points = Parzen.fit(*space.encode_many([{"a": 3, "b": 0.5}]), space.categories).sample(
+        np.random.default_rng(0), 200
+    )
+    _, expected = space.encode_many([space.decode(x) for x in points])
+    assert (active_at(space, points) == expected).all()
+    assert 0 < expected[:, 1:].mean() < 1
+
+
+def test_a_sample_from_function_is_called_for_the_proposal_only() -> None:
+    calls = []
+    space = Space({"x": uniform(0, 1), "y": sample_from(lambda config: calls.append(1) or 2 * config["x"])})
+    searcher = BOHB(random_fraction=0).build(space, 0)
+    for trial in range(10):
+        searcher.tell(seen(trial, space.decode([trial / 10]), 1, float(trial)))
+    calls.clear()
+    config = ask(searcher, 100).config
+    assert config["y"] == 2 * config["x"]
+    assert len(calls) == 1
+
+
+def test_a_branch_that_is_worse_is_left() -> None:
+    branches = [{"kind": "bad", "a": uniform(0, 1)}, {"kind": "good", "b": uniform(0, 1), "c": choice([1, 2])}]
+    space = Space({"model": choice(branches)})
+    searcher = BOHB(random_fraction=0).build(space, 0)
+    for trial in range(40):
+        config = ask(RandomSearch().build(space, 1), trial).config
+        model = config["model"]
+        searcher.tell(seen(trial, config, 1, 10 + model["a"] if model["kind"] == "bad" else model["b"]))
+    found = [ask(searcher, trial).config["model"] for trial in range(100, 130)]
+    assert all(model["kind"] == "good" for model in found)
+    assert np.median([model["b"] for model in found]) < 0.4
+
+
+def test_the_order_of_arrival_does_not_matter() -> None:
+    """Ties and failures among the outcomes."""
+    one, two = (BOHB(random_fraction=0).build(Space(PLANE), 0) for _ in range(2))
+    told = []
+    for trial in range(30):
+        x, y = np.random.default_rng([5, trial]).random(2).tolist()
+        told.append(seen(trial, {"x": x, "y": y}, 1, None if trial % 7 == 0 else round(x, 1)))
+    for outcome in told:
+        one.tell(outcome)
+    for outcome in reversed(told):
+        two.tell(outcome)
+    assert [ask(one, trial) for trial in range(100, 110)] == [ask(two, trial) for trial in range(100, 110)]
+
+
+def test_models_do_not_depend_on_when_they_were_asked_for() -> None:
+    often, once = (BOHB(random_fraction=0).build(Space(PLANE), 0) for _ in range(2))
+    for trial in range(30):
+        tell_random(often, 1, range(trial, trial + 1))
+        ask(often, 1000 + trial)
+    tell_random(once, 1, range(30))
+    assert ask(often, 2000) == ask(once, 2000)
+
+
+def test_the_first_outcome_of_a_trial_at_a_rung_counts() -> None:
+    one, two = (BOHB(random_fraction=0).build(Space(PLANE), 0) for _ in range(2))
+    tell_random(one, 1, range(20))
+    tell_random(two, 1, range(20))
+    tell_random(two, 1, range(20), value=-1.0)
+    assert ask(one, 100) == ask(two, 100)
+
+
+def test_a_grid_is_refused() -> None:
+    with pytest.raises(ValueError, match="grid_search.*choice.*GridSearch"):
+        BOHB().build(Space({"x": grid_search([1, 2])}), 0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"min_points_in_model": 0},
+        {"top_n_percent": 0},
+        {"top_n_percent": 100},
+        {"num_samples": 0},
+        {"random_fraction": 1.5},
+        {"random_fraction": math.nan},
+        {"bandwidth_factor": 0},
+        {"bandwidth_factor": math.inf},
+        {"min_bandwidth": 0.0},
+    ],
+)
+def test_settings_out_of_range_are_named(wrong: dict[str, Any]) -> None:
+    [(name, value)] = wrong.items()
+    with pytest.raises(ValueError, match=f"{name} .*got {value}"):
+        BOHB(**wrong)
+
+
+# -------------------------------------------------------------------------------------------- is it any good?
+
+BOWL = {f"x{i}": uniform(0, 1) for i in range(5)} | {"kind": choice(["a", "b", "c"])}
+
+
+def bowl(config: Config) -> float:
+    """A bowl of unequal axes, optimum 0 at x_i = 0.2 + 0.1 i in kind "b"."""
+    distance = sum((i + 1) * (config[f"x{i}"] - 0.2 - 0.1 * i) ** 2 for i in range(5))
+    return distance + {"a": 0.5, "b": 0.0, "c": 1.0}[config["kind"]]
+
+
+def best_of(algorithm: SearchAlgorithm, seed: int, trials: int) -> float:
+    searcher = algorithm.build(Space(BOWL), seed)
+    best = math.inf
+    for trial in range(trials):
+        config = ask(searcher, trial).config
+        value = bowl(config)
+        searcher.tell(seen(trial, config, 1, value))
+        best = min(best, value)
+    return best
