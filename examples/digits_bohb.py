@@ -35,7 +35,7 @@ SPACE = {
     "width": tune.qlograndint(8, 256, 8),
     "activation": tune.choice(["relu", "gelu", "tanh", "sigmoid"]),
     "dropout": tune.uniform(0.0, 0.8),
-    "batch_size": tune.choice([16, 32, 64, 128, 256]),
+    "batch_size": tune.choice([32, 64, 128, 256]),
     "lr": tune.loguniform(1e-5, 1.0),
     # Each optimizer has its own parameters: they exist only where it was chosen.
     "optimizer": tune.choice(
@@ -96,9 +96,12 @@ def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, data: Split,
     """Once through the training set, in a new order."""
     model.train()
     images, labels = data
-    for rows in torch.randperm(len(labels)).split(batch_size):
+    order = torch.randperm(len(labels))
+    for start in range(0, len(labels), batch_size):
+        rows = order[start : start + batch_size]
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images[rows]), labels[rows]).backward()
+        loss = nn.functional.cross_entropy(model(images[rows]), labels[rows])
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
 
@@ -183,6 +186,7 @@ def main() -> None:
     )
     results = tuner.fit()
     best = results.get_best_result()
+    assert best.checkpoint is not None  # training saves one wherever Hyperband stops it
 
     print(f"\nThe best of {len(results)} configurations:")
     for name, value in flat(best.config).items():

@@ -39,7 +39,8 @@ from raytuner.events import (
     Ticked,
 )
 from raytuner.protocols import Answer, Proposal
-from raytuner.segments import DamagedSegment, SegmentWriter, Turn, good_size, read_segment, sync_folder, truncate
+from raytuner.segments import DamagedSegment, SegmentWriter, Turn, read_segment, sync_folder, truncate
+from raytuner.space import pack, unpack
 from raytuner.trial import Failure, Report, State, Why
 
 FORMAT = 1
@@ -95,17 +96,18 @@ class Journal:
     def __init__(self, root: Path) -> None:
         self._events = _Table(root / "journal")
         self._reports = _Table(root / "reports")
-        self.turn = _repair(self._events, self._reports) + 1
+        self._before = _repair(self._events, self._reports)
+        self.turn = max((turns[-1].number for turns in self._before if turns), default=-1) + 1
         self._seen: dict[str, pa.DataType] = {}
 
     def rows(self) -> Iterator[Row]:
-        """What was recorded so far, in order."""
-        return (_decode(row) for turn in self._events.turns() for row in turn.batch.to_pylist())
+        """What was recorded before this journal was opened, in order."""
+        return _rows(self._before[0])
 
     def last_steps(self) -> dict[int, int]:
-        """The highest step reported by each trial."""
+        """The highest step that each trial had reported when this journal was opened."""
         steps: dict[int, int] = {}
-        for turn in self._reports.turns():
+        for turn in self._before[1]:
             trials, seen = turn.batch.column("trial").to_pylist(), turn.batch.column("step").to_pylist()
             for trial, step in zip(trials, seen, strict=True):
                 steps[trial] = max(step, steps.get(trial, 0))
@@ -115,6 +117,7 @@ class Journal:
         """Write one turn; when this returns it is durable, whole. Nothing to write: nothing happens."""
         if not rows and not reports:
             return
+        self._before = [], []
         joint = bool(rows) and bool(reports)
         if reports:
             self._reports.append(self._report_batch(reports), self.turn, joint)
@@ -171,11 +174,15 @@ def read(root: Path) -> Record:
     ``reports``: the columns of `REPORTS` and one column per metric, named as it was reported; of a step that was
     reported twice the first row. Raises `DamagedSegment`.
     """
-    events, reports = list(_Table(root / "journal").turns()), list(_Table(root / "reports").turns())
+    events, reports = _Table(root / "journal").read()[0], _Table(root / "reports").read()[0]
     cut = _unmatched(events, reports)
-    rows = [_decode(row) for turn in events[: len(events) - cut[0]] for row in turn.batch.to_pylist()]
     batches = [turn.batch for turn in reports[: len(reports) - cut[1]]]
-    return Record(rows, _one_table(batches))
+    return Record(list(_rows(events[: len(events) - cut[0]])), _one_table(batches))
+
+
+def _rows(turns: Sequence[Turn]) -> Iterator[Row]:
+    table = pa.Table.from_batches([turn.batch for turn in turns], JOURNAL)
+    return (_decode(row) for row in table.to_pylist())
 
 
 # ------------------------------------------------------------------------------------------- tables of segments
@@ -191,10 +198,15 @@ class _Table:
     def segments(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*.arrow"))
 
-    def turns(self) -> Iterator[Turn]:
+    def read(self) -> tuple[list[Turn], int]:
+        """All turns, and the byte at which the last segment's torn tail begins, if it has one."""
+        turns: list[Turn] = []
+        good = 0
         segments = self.segments()
         for path in segments:
-            yield from read_segment(path, last=path == segments[-1])
+            found, good = read_segment(path, last=path == segments[-1])
+            turns += found
+        return turns, good
 
     def append(self, batch: pa.RecordBatch, turn: int, joint: bool) -> None:
         if self._writer is None or self._writer.schema != batch.schema:
@@ -225,22 +237,21 @@ def _unmatched(events: Sequence[Turn], reports: Sequence[Turn]) -> tuple[int, in
     return 0, 0
 
 
-def _repair(events: _Table, reports: _Table) -> int:
-    """Cut off what a crash left half-written; return the number of the last whole turn (-1: none)."""
-    last = -1
-    turns: list[list[Turn]] = []
+def _repair(events: _Table, reports: _Table) -> tuple[list[Turn], list[Turn]]:
+    """Cut off what a crash left half-written; return the whole turns of both tables."""
+    found: list[list[Turn]] = []
     for table in (events, reports):
         table.folder.mkdir(parents=True, exist_ok=True)
-        turns.append(list(table.turns()))
+        turns, good = table.read()
         segments = table.segments()
-        if segments and good_size(segments[-1]) < segments[-1].stat().st_size:
-            truncate(segments[-1], good_size(segments[-1]))
-    for found, cut in zip(turns, _unmatched(*turns), strict=True):
+        if segments and good < segments[-1].stat().st_size:
+            truncate(segments[-1], good)
+        found.append(turns)
+    for turns, cut in zip(found, _unmatched(*found), strict=True):
         if cut:
-            truncate(found[-1].path, found[-1].offset)
-            found.pop()
-        last = max(last, found[-1].number if found else -1)
-    return last
+            truncate(turns[-1].path, turns[-1].offset)
+            turns.pop()
+    return found[0], found[1]
 
 
 # ------------------------------------------------------------------------------------------------ metric columns
@@ -302,7 +313,12 @@ def _first_of_each_step(table: pa.Table) -> pa.Table:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
+    """Strict JSON, from which `_value` makes exactly the value: tuples and NaN survive."""
+    return json.dumps(pack(value), separators=(",", ":"), allow_nan=False)
+
+
+def _value(text: str) -> Any:
+    return unpack(json.loads(text))
 
 
 def _encode(row: Row) -> dict[str, Any]:
@@ -318,8 +334,8 @@ def _encode(row: Row) -> dict[str, Any]:
                 "at": at,
                 "trial": trial,
                 "what": "config",
-                "config": _json(config),
-                "data": _json(note),
+                "config": _json(dict(config)),
+                "data": _json(dict(note)),
             }
         case Proposed(at, trial, answer):
             return {
@@ -373,7 +389,7 @@ def _encode(row: Row) -> dict[str, Any]:
         case Resume(trial, until):
             return {"kind": "resume", "trial": trial, "until": until}
         case Fork(trial, source, config, until):
-            return {"kind": "fork", "trial": trial, "source": source, "config": _json(config), "until": until}
+            return {"kind": "fork", "trial": trial, "source": source, "config": _json(dict(config)), "until": until}
         case Over(trial, state, why, message):
             return {"kind": "over", "trial": trial, "what": state.name, "why": why.name, "text": message}
         case Retry(trial, checkpoint):
@@ -395,12 +411,12 @@ def _decode(row: Mapping[str, Any]) -> Row:
         case "proposed":
             return Proposed(at, trial, _answer(row))
         case "reported":
-            reports = tuple(Report(*said) for said in json.loads(row["data"]))
+            reports = tuple(Report(*said) for said in _value(row["data"]))
             return Reported(at, trial, attempt, reports)
         case "checkpointed":
-            return Checkpointed(at, trial, attempt, step, json.loads(row["data"]))
+            return Checkpointed(at, trial, attempt, step, _value(row["data"]))
         case "ended":
-            metrics = json.loads(row["data"])
+            metrics = _value(row["data"])
             return Ended(at, trial, attempt, How[row["what"]], step, row["level"], metrics, row["spent"])
         case "failed":
             return Failed(at, trial, attempt, Failure[row["what"]], row["text"], row["spent"])
@@ -413,7 +429,7 @@ def _decode(row: Mapping[str, Any]) -> Row:
         case "resume":
             return Resume(trial, row["until"])
         case "fork":
-            return Fork(trial, row["source"], json.loads(row["config"]), row["until"])
+            return Fork(trial, row["source"], _value(row["config"]), row["until"])
         case "over":
             return Over(trial, State[row["what"]], Why[row["why"]], row["text"])
         case "retry":
@@ -429,7 +445,7 @@ def _decode(row: Mapping[str, Any]) -> Row:
 def _answer(row: Mapping[str, Any]) -> Answer:
     match row["what"]:
         case "config":
-            return Proposal(json.loads(row["config"]), json.loads(row["data"]))
+            return Proposal(_value(row["config"]), _value(row["data"]))
         case "exhausted":
             return Exhausted()
         case _:

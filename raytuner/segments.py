@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,37 +77,30 @@ class SegmentWriter:
         os.close(self._file)
 
 
-def read_segment(path: Path, last: bool) -> Iterator[Turn]:
-    """The batches of a segment in order, each verified.
+def read_segment(path: Path, last: bool) -> tuple[list[Turn], int]:
+    """The batches of a segment in order, each verified, and the byte at which what is good of it ends.
 
     ``last``: nothing was written after this file, so that its tail may be torn; the torn part is passed over.
     Raises `DamagedSegment` for anything else that is not as written.
     """
     raw = path.read_bytes()
     schema: pa.Schema | None = None
+    turns: list[Turn] = []
     offset = 0
     while offset < len(raw):
         found = _message(raw, offset)
         if found is None:
             if last and not _anything_good(raw, offset + 1):
-                return
+                break
             raise DamagedSegment(f"{path} is damaged at byte {offset}: what stands there is not what was written")
         size, turn, joint = found
-        message = pa.ipc.read_message(pa.py_buffer(raw[offset : offset + size]))
+        message = pa.ipc.read_message(pa.py_buffer(raw).slice(offset, size))
         if schema is None:
             schema = pa.ipc.read_schema(message)
         else:
-            yield Turn(turn, joint, pa.ipc.read_record_batch(message, schema), path, offset)
+            turns.append(Turn(turn, joint, pa.ipc.read_record_batch(message, schema), path, offset))
         offset += size
-
-
-def good_size(path: Path) -> int:
-    """Where the torn tail of a last segment begins; the file's size where it has none."""
-    raw = path.read_bytes()
-    offset = 0
-    while (found := _message(raw, offset)) is not None:
-        offset += found[0]
-    return offset
+    return turns, offset
 
 
 def truncate(path: Path, size: int) -> None:

@@ -1029,8 +1029,6 @@ def _integer(call: str, lower: Any, upper: Any, q: Any, log: bool) -> Integer:
     _check_bounds(call, low, high, log)
     _check_quantum(call, low, high, quantum)
     first, last = -(-low // quantum), high // quantum - (quantum == 1)
-    if first > last:
-        raise ValueError(f"{call}: q is {q!r}, which has no multiple from lower {lower!r} to upper {upper!r}")
     return Integer(low, high, quantum, _steps(call, first, last, log))
 
 
@@ -1046,7 +1044,9 @@ def _quantized(call: str, lower: Any, upper: Any, q: Any, log: bool) -> Quantize
             raise ValueError(
                 f"{call}: {argument} is {bound!r}, expected a multiple of q={quantum!r}, such as {nearest!r}"
             )
-    return Quantized(low, high, quantum, _steps(call, _nearest(low, quantum), _nearest(high, quantum), log))
+    first, last = _nearest(low, quantum), _nearest(high, quantum)
+    steps = _steps(call, first, last, log)
+    return Quantized(_multiple(first, quantum), _multiple(last, quantum), quantum, steps)
 
 
 def _steps(call: str, first: int, last: int, log: bool) -> Steps:

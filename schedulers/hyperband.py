@@ -175,7 +175,7 @@ class Hyperband:
         stops: list[Stop] = []
         while not halving.awaited and (self._closed or not halving.vacant):
             ranked = sorted((r.value, trial) for trial, r in halving.heard.items() if r.value is not None)
-            places = max(1, len(halving.heard) // self._eta)
+            places = len(halving.heard) // self._eta
             alive = [trial for _, trial in ranked if trial in self._alive]
             promoted = [trial for _, trial in ranked[:places] if trial in self._alive] or alive[:1]
             if not promoted:

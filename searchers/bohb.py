@@ -1,18 +1,19 @@
 """BOHB's model: the configuration to try next, from kernel densities of the good and the bad ones.
 
 Falkner, Klein & Hutter 2018, "BOHB: Robust and Efficient Hyperparameter Optimization at Scale" (arXiv:1807.01774),
-algorithm 2 and equations 2 and 3. The other half of BOHB is `raytuner.schedulers.HyperBandScheduler`; any scheduler
+algorithm 2 and equations 2 and 3 (l and g, and how many outcomes are in each). The other half of BOHB is `raytuner.schedulers.HyperBandScheduler`; any scheduler
 does, the searcher only sees which rung an outcome belongs to.
 
     with probability random_fraction, or while there is no model: a random configuration
     else, at the highest rung b with N_b >= N_min + 2 outcomes:
-        N_good = max(N_min, q N_b),  N_bad = max(N_min, N_b - N_good)                                    # eqs. 2 and 3
+        N_good = max(N_min, q N_b),  N_bad = max(N_min, N_b - N_good)
         l, g = densities of the N_good best and of the N_bad worst: they overlap while N_b < 2 N_min
         draw num_samples candidates from l with its bandwidths times bandwidth_factor; the one with the largest l / g
 
 Where the paper is silent: failures are outcomes, worse than every value, as in hpbandster; a rung where all failed
 has no model; ties are broken by trial number, so that a model does not depend on the order of arrival; the first
-outcome of a trial at a rung counts, later ones do not. Differences from hpbandster are stated in
+outcome of a trial at a rung counts, later ones do not; a configuration from outside the space (a fork's, perturbed
+beyond a bound) has no place in the cube and is passed over. Differences from hpbandster are stated in
 `raytuner.models.parzen`; also, hpbandster cuts the bad ones off where they would overlap with the good ones, and
 widens only numeric bandwidths.
 
@@ -111,6 +112,8 @@ class BOHBSearcher:
 
     def tell(self, seen: Observation) -> None:
         value = math.inf if seen.value is None or math.isnan(seen.value) else seen.value
+        if not self._space.contains(seen.config):
+            return
         point, active = self._space.encode(seen.config)
         self._rungs.setdefault(seen.until, _Rung()).add(seen.trial, value, point, active)
 
@@ -140,7 +143,7 @@ class BOHBSearcher:
 
 
 def split(n: int, least: int, top_n_percent: float) -> tuple[int, int]:
-    """How many of ``n`` outcomes are good and how many are bad (eqs. 2 and 3), each ``least`` or more."""
+    """How many of ``n`` outcomes are good and how many are bad (the paper's N_b,l and N_b,g), each ``least`` or more."""
     good = max(least, int(top_n_percent * n // 100))
     return good, max(least, n - good)
 

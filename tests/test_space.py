@@ -43,7 +43,7 @@ from raytuner.space import (
     unpack,
 )
 
-laws = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+laws = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 
 # ------------------------------------------------------------------------------------------------- random spaces
 

@@ -5,7 +5,7 @@ The estimator of BOHB (Falkner, Klein & Hutter 2018, arXiv:1807.01774, section 4
     p(x) = 1/n sum_i prod_j k_j(x_j, m_ij)
 
     numeric:      k(x, m) = phi((x - m) / h) / (h (Phi((1 - m) / h) - Phi(-m / h))), a Gaussian truncated to [0, 1]
-    categorical:  k(x, m) = 1 - h if x and m are the same of r options, else h / (r - 1); Aitchison & Aitken 1976, eq. 2
+    categorical:  k(x, m) = 1 - h if x and m are the same of r options, else h / (r - 1); Aitchison & Aitken 1976
     datum inactive in j:  k = 1 (numeric) or 1 / r (categorical), the uniform density: it says nothing about j
     query inactive in j:  k = 1, which is the kernel integrated (summed) over x_j, as each of them has integral one
 
@@ -72,8 +72,8 @@ class Parzen:
         # No matrix product here: threaded BLAS stalls for 10 ms where trials keep the cores busy, and its last digits
         # depend on their number.
         for j, r in enumerate(self.categories):
-            kernel = _log_truncated_normal if r == 0 else _log_aitchison_aitken
-            log_k = kernel(points[:, j], self.points[:, j], self.active[:, j], int(r), self.bandwidth[j])
+            x, m, a, h = points[:, j], self.points[:, j], self.active[:, j], self.bandwidth[j]
+            log_k = _log_truncated_normal(x, m, a, h) if r == 0 else _log_aitchison_aitken(x, m, a, r, h)  # (m, n)
             log_k[~active[:, j]] = 0.0
             kernels += log_k
         top = kernels.max(axis=1, keepdims=True)  # (m, 1)
@@ -113,17 +113,19 @@ def normal_reference(points: Floats, active: Bools, categories: Ints, min_bandwi
     uniform = np.where(categories > 0, (r**2 - 1) / 12, 1 / 12)  # variance where there is nothing to estimate it from
     sigma = np.sqrt(np.where(n >= 2, variance, uniform))
     h = np.maximum(1.06 * sigma * np.maximum(n, 1.0) ** (-1.0 / (4 + d)), min_bandwidth)
-    return np.where(categories > 0, np.minimum(h, (r - 1) / r), h)
+    bandwidth: Floats = np.where(categories > 0, np.minimum(h, (r - 1) / r), h)
+    return bandwidth
 
 
-def _log_truncated_normal(x: Floats, m: Floats, active: Bools, r: int, h: float) -> Floats:
+def _log_truncated_normal(x: Floats, m: Floats, active: Bools, h: float) -> Floats:
     """Log kernels (m, n) of one numeric coordinate: queries ``x`` (m,), data ``m`` (n,), of which some are active."""
     inside = ndtr((1.0 - m) / h) - ndtr(-m / h)  # the Gaussian's mass in [0, 1]: at least 0.3 for h <= 1
     height = np.where(active, -0.5 * math.log(2.0 * math.pi) - np.log(h * inside), 0.0)  # (n,)
     z = x[:, None] - m
     z *= np.where(active, math.sqrt(0.5) / h, 0.0)
     z *= z
-    return np.subtract(height, z, out=z)
+    z -= height
+    return np.negative(z, out=z)
 
 
 def _log_aitchison_aitken(x: Floats, m: Floats, active: Bools, r: int, h: float) -> Floats:
@@ -138,7 +140,8 @@ def _log_aitchison_aitken(x: Floats, m: Floats, active: Bools, r: int, h: float)
 def _truncated_normal(u: Floats, m: Floats, h: float) -> Floats:
     """The quantiles ``u`` (m,) of Gaussians around ``m`` (m,) of bandwidth ``h``, truncated to [0, 1]."""
     low, high = ndtr(-m / h), ndtr((1.0 - m) / h)
-    return np.clip(m + h * ndtri(low + u * (high - low)), 0.0, 1.0)
+    drawn: Floats = np.clip(m + h * ndtri(low + u * (high - low)), 0.0, 1.0)
+    return drawn
 
 
 def _aitchison_aitken(u: Floats, own: Floats, r: int, h: float) -> Floats:

@@ -157,7 +157,7 @@ def test_mixed_samples_follow_the_density(categories: list[int]) -> None:
 def cell_of(points: Floats, sizes: list[int]) -> Ints:
     """Which cell of a grid of ``sizes`` each point is in; (m,)."""
     index = np.minimum((points * sizes).astype(np.int64), np.array(sizes) - 1)
-    return np.ravel_multi_index(tuple(index.T), sizes)
+    return np.ravel_multi_index(tuple(index.T), sizes).astype(np.int64)
 
 
 @given(models, ARBITRARY, st.sampled_from([0.5, 1.0, 3.0, 100.0]))
@@ -226,7 +226,7 @@ def test_sixty_dimensions_stay_finite() -> None:
         (((0, 2), (0, 2), (2,)), 1e-3, "n >= 1"),
         (((3, 2), (3, 1), (2,)), 1e-3, r"\(3, 2\), \(3, 1\)"),
         (((3, 2), (3, 2), (3,)), 1e-3, r"and \(3,\)"),
-        (((3, 2), (3, 2), (2,)), 0.0, "min_bandwidth must be at least 1e-06: got 0.0"),
+        (((3, 2), (3, 2), (2,)), 0.0, "min_bandwidth must be at least 1e-09: got 0.0"),
         (((3, 2), (3, 2), (2,)), math.nan, "min_bandwidth .* got nan"),
     ],
 )

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raytuner.actions import Done, Resume, Start, Stop, Wait
@@ -62,6 +62,7 @@ def test_who_goes_on(eta: int, values: list[float], on: str) -> None:
 
 
 @given(values=st.lists(st.integers(0, 30).map(float), max_size=40), eta=st.integers(2, 6))
+@settings(deadline=None)
 def test_by_counting(values: list[float], eta: int) -> None:
     for n, (value, on) in enumerate(zip(values, first_rung(values, eta), strict=True), start=1):
         rank = 1 + sum(other <= value for other in values[: n - 1])
@@ -69,6 +70,7 @@ def test_by_counting(values: list[float], eta: int) -> None:
 
 
 @given(values=st.lists(st.integers(-1000, 1000).map(float), unique=True, max_size=40), eta=st.integers(2, 6))
+@settings(deadline=None)
 def test_ray_may_differ_only_in_the_gap_it_interpolates_over(values: list[float], eta: int) -> None:
     for n, (value, on) in enumerate(zip(values, first_rung(values, eta), strict=True)):
         before = -np.array(values[:n])  # Ray's higher is better

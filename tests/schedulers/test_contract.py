@@ -7,13 +7,13 @@ A new scheduler is one line in `SETTINGS`.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
@@ -118,12 +118,12 @@ class World:
         self.closed = True
         self.call(lambda s: s.close())
 
-    def exhaust(self) -> None:
-        """The searcher has no configuration any more, for those who wait for one neither."""
-        unserved = tuple(self.proposing)
+    def exhaust(self, unserved: Sequence[int]) -> None:
+        """The searcher has no configuration any more, for these trials that wait for one neither."""
         self.closed = True
         self.unserved.update(unserved)
-        self.proposing.clear()
+        for trial in unserved:
+            del self.proposing[trial]
         self.call(lambda s: s.close(unserved))
 
     # ---- the trials' side
@@ -285,9 +285,9 @@ def machine(policy: SchedulingPolicy) -> type[RuleBasedStateMachine]:
             self.world.slots = slots
 
         @precondition(lambda self: self.world.started >= self.least)
-        @rule()
-        def exhaust(self) -> None:
-            self.world.exhaust()
+        @rule(data=st.data(), count=st.integers(0, 50))
+        def exhaust(self, data: st.DataObject, count: int) -> None:
+            self.world.exhaust(data.draw(st.permutations(sorted(self.world.proposing)))[:count])
 
         def teardown(self) -> None:
             if hasattr(self, "world"):
@@ -312,6 +312,7 @@ def test_machine(name: str) -> None:
     trouble=st.sampled_from([0.0, 0.02, 0.3]),
     lazy=st.floats(0, 1),
 )
+@settings(deadline=None)
 def test_long_runs(name: str, seed: int, slots: int, trials: int, trouble: float, lazy: float) -> None:
     """Whole studies, large enough to fill brackets several times; ``lazy``: how often a free slot is not offered."""
     chance = random.Random(seed)
@@ -346,7 +347,7 @@ def disturb(world: World, trial: int, chance: random.Random) -> None:
         case 4 if world.paused:
             world.end_paused(chance.choice(sorted(world.paused)))
         case 5 if chance.random() < 0.02:
-            world.exhaust()
+            world.exhaust(chance.sample(sorted(world.proposing), chance.randint(0, len(world.proposing))))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -361,8 +362,8 @@ def test_a_study_without_configurations_ends(name: str) -> None:
     world = World(SETTINGS[name], seed=0, slots=4, trials=100)
     for _ in range(4):
         world.ask()
-    world.exhaust()
-    world.exhaust()
+    world.exhaust([2, 0])
+    world.exhaust([1, 3])
     world.finish()
     assert world.over == {}
 
@@ -382,8 +383,8 @@ def test_many_trials_take_no_longer_each(name: str) -> None:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings_are_rebuilt_by_name(name: str) -> None:
-    settings = SETTINGS[name]
-    assert SCHEDULERS[type(settings).__name__](**vars(settings)) == settings
+    policy = SETTINGS[name]
+    assert SCHEDULERS[type(policy).__name__](**vars(policy)) == policy
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -393,7 +394,7 @@ def test_defaults_build(name: str) -> None:
 
 @pytest.mark.parametrize("cls", [AsyncHyperBandScheduler, HyperBandScheduler, HyperBandForBOHB])
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("wrong", "message"),
     [
         ({"mode": "minimum"}, "mode='minimum': expected 'min', 'max'"),
         ({"max_t": 0}, "max_t=0: expected a whole number from 1"),
@@ -403,14 +404,14 @@ def test_defaults_build(name: str) -> None:
         ({"reduction_factor": 2.5}, "reduction_factor=2.5: expected"),
     ],
 )
-def test_wrong_settings_are_named(cls: type, settings: dict[str, Any], message: str) -> None:
+def test_wrong_settings_are_named(cls: type, wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        cls(**settings)
+        cls(**wrong)
 
 
 def test_whole_floats_become_integers() -> None:
-    settings = AsyncHyperBandScheduler(max_t=100.0, reduction_factor=4.0)  # type: ignore[arg-type]
-    assert settings == AsyncHyperBandScheduler()
-    assert type(settings.max_t) is type(settings.reduction_factor) is int
+    policy = AsyncHyperBandScheduler(max_t=100.0, reduction_factor=4.0)  # type: ignore[arg-type]
+    assert policy == AsyncHyperBandScheduler()
+    assert type(policy.max_t) is type(policy.reduction_factor) is int
     with pytest.raises(ValueError, match="brackets=0: expected a whole number of at least 1"):
         AsyncHyperBandScheduler(brackets=0)

@@ -129,6 +129,26 @@ def test_a_trial_that_ended_passes_its_place_to_nobody() -> None:
     assert [scheduler.next() for _ in range(3)] == [Resume(1, 3), Resume(2, 3), Wait()]
 
 
+def test_a_paused_trial_that_ends_keeps_its_result() -> None:
+    outcomes = [seen(t, 1, float(t)) for t in range(9)]
+    scheduler, stops = judged_first_rung([*outcomes[:8], seen(0, 1, None, ended=True), outcomes[8]])
+    assert stops == [Stop(t, Why.NOT_PROMOTED) for t in range(3, 9)]
+    assert [scheduler.next() for _ in range(3)] == [Resume(1, 3), Resume(2, 3), Wait()]
+
+
+def test_a_promoted_trial_that_ends_before_it_runs_leaves_the_others_alone() -> None:
+    scheduler, _ = judged_first_rung([seen(t, 1, float(t)) for t in range(9)])
+    assert scheduler.judge(seen(0, 1, 0.0, ended=True)) == []
+    assert [scheduler.next() for _ in range(3)] == [Resume(1, 3), Resume(2, 3), Wait()]
+
+
+def test_what_was_said_before_is_not_heard_again() -> None:
+    scheduler, _ = judged_first_rung([seen(t, 1, float(t)) for t in range(9)])
+    assert scheduler.next() == Resume(0, 3)
+    assert scheduler.judge(seen(0, 1, 0.0)) == scheduler.judge(seen(1, 1, 1.0)) == []
+    assert [scheduler.next() for _ in range(3)] == [Resume(1, 3), Resume(2, 3), Wait()]
+
+
 def test_somebody_goes_on_while_somebody_can() -> None:
     scheduler, stops = judged_first_rung([seen(t, 1, float(t), ended=t < 3) for t in range(9)])
     assert stops == [Stop(t, Why.NOT_PROMOTED) for t in range(4, 9)]
@@ -184,26 +204,11 @@ def test_a_stop_decided_at_close_is_not_said_of_a_trial_that_ended_meanwhile() -
 
 
 def test_last_trials_may_run_on() -> None:
-    leases = run_to_the_end()
-    assert leases[0] == [1, 3, END]
-    assert leases[9] == [3, END]
-    assert leases[14] == [END]
-
-
-def run_to_the_end() -> dict[int, list[int]]:
     scheduler = HyperBandScheduler(max_t=9, stop_last_trials=False).build(seed=0)
-    leases: dict[int, list[int]] = {}
-    while True:
-        match scheduler.next():
-            case Start(trial, until) | Resume(trial, until):
-                leases.setdefault(trial, []).append(until)
-                if trial == 16:
-                    scheduler.close()
-                over = until == END
-                level = 12.0 if over else float(until)
-                assert Stop(trial, Why.FULL_BUDGET) not in scheduler.judge(
-                    seen(trial, until, float(trial), ended=over, level=level)
-                )
-            case action:
-                assert action == Done()
-                return leases
+    firsts = start(scheduler, 9 + 5 + 3)
+    scheduler.close()
+    assert [firsts[0], firsts[9], firsts[14]] == [Start(0, 1), Start(9, 3), Start(14, END)]
+    for trial in range(9, 14):
+        scheduler.judge(seen(trial, 3, float(trial), level=20.0))
+    assert scheduler.next() == Resume(9, END)
+    assert scheduler.judge(seen(9, END, 0.0, level=50.0, ended=True)) == []

@@ -276,6 +276,18 @@ def ask(searcher: Searcher, trial: int) -> Proposal:
 
 
 @searchers
+def test_configurations_from_outside_the_space_are_passed_over(name: str) -> None:
+    """A fork's configuration is the scheduler's, and may lie beyond a bound."""
+    space = Space(SPACES["one dimension"])
+    told, untold = (SEARCHERS_UNDER_TEST[name].build(space, 0) for _ in range(2))
+    for trial in range(20):
+        for searcher in (told, untold):
+            searcher.tell(seen(trial, {"x": trial / 20}, 1, trial / 20))
+        told.tell(seen(100 + trial, {"x": 1.0 + trial}, 1, -1.0))
+    assert [ask(told, trial) for trial in range(200, 210)] == [ask(untold, trial) for trial in range(200, 210)]
+
+
+@searchers
 def test_settings_are_rebuilt_from_their_name_and_arguments(name: str) -> None:
     settings = SEARCHERS_UNDER_TEST[name]
     kinds = SEARCHERS | {"WarmStarted": WarmStarted}

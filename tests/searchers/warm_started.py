@@ -65,7 +65,7 @@ class WarmStartedSearcher:
         return Proposal(self._space.decode(1.0 - abs(1.0 - x % 2.0)), {"log_scale": self._log_scale})  # reflected
 
     def tell(self, seen: Observation) -> None:
-        if seen.value is not None and math.isfinite(seen.value):
+        if seen.value is not None and math.isfinite(seen.value) and self._space.contains(seen.config):
             self._points.append(self._space.encode(seen.config)[0])
             self._values.append(seen.value)
 
