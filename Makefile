@@ -3,8 +3,7 @@
 #   make install PYTHON=python3.12       with another Python
 #   make test ARGS='-k retention'        what a target runs gets ARGS
 #
-# On Linux, PyPI's torch brings CUDA along. A smaller one, for machines without a GPU:
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make install
+# On Linux, pip's default torch brings CUDA along; PIP_EXTRA_INDEX_URL can name PyTorch's own index of CPU builds.
 
 PYTHON ?= python3
 ARGS ?=

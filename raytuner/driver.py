@@ -30,8 +30,9 @@ from raytuner.events import (
     Unwind,
 )
 from raytuner.journal import Row, Said, events_of
+from raytuner.ledger import IllegalChange
 from raytuner.protocols import Answer, Clock, Executor, Searcher
-from raytuner.study import Study
+from raytuner.study import Deadlock, Study
 
 
 class ReplayDiffers(Exception):
@@ -165,7 +166,7 @@ class Driver:
     def _issue(self, command: Command, executor: Executor) -> None:
         match command:
             case Run(lease):
-                if lease.attempt > 1 and lease.donor == lease.trial.id:
+                if lease.attempt > 1:
                     # An earlier attempt may have published a checkpoint that nobody heard of: it never was.
                     self._shelf.sweep_trial(lease.trial.id, set(self._study.checkpoints.get(lease.trial.id, ())))
                 executor.run(lease)
@@ -191,8 +192,11 @@ class Driver:
                 epoch = event.epoch
             at = event.at
             if isinstance(event, Proposed):
-                self._owed.pop(event.trial)
-            taken = self._rehearse(event, answers)
+                self._owed.pop(event.trial, None)
+            try:
+                taken = self._rehearse(event, answers)
+            except (IllegalChange, Deadlock) as error:
+                raise ReplayDiffers(_message(event, decisions, f"to fail: {error}")) from error
             if taken != decisions:
                 raise ReplayDiffers(_difference(event, decisions, taken))
         return epoch, at
@@ -220,8 +224,12 @@ def _difference(event: Event, recorded: Sequence[Decision], taken: Sequence[Deci
         was = recorded[number] if number < len(recorded) else "nothing more"
         now = taken[number] if number < len(taken) else "nothing more"
         if was != now:
-            return (
-                f"replaying the journal, after {event}: recorded was {was}, but the study now decides {now}. "
-                "The space, the settings or the code are not those the study was begun with"
-            )
+            return _message(event, was, now)
     raise AssertionError("the decisions are equal")
+
+
+def _message(event: Event, was: object, now: object) -> str:
+    return (
+        f"replaying the journal, after {event}: recorded was {was}, but the study now decides {now}. "
+        "The space, the settings or the code are not those the study was begun with"
+    )

@@ -100,7 +100,7 @@ class Lock:
         try:
             holder = json.loads(self._path.read_text())
             return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
-        except (ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return "another process"
 
     def release(self) -> None:

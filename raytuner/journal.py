@@ -12,8 +12,10 @@ no pickle. Report columns are typed by what trials report; a new metric begins a
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,7 @@ class Journal:
         self._before = _repair(self._events, self._reports)
         self.turn = max((turns[-1].number for turns in self._before if turns), default=-1) + 1
         self._seen: dict[str, pa.DataType] = {}
+        self._broken = False
 
     def rows(self) -> Iterator[Row]:
         """What was recorded before this journal was opened, in order."""
@@ -114,19 +117,28 @@ class Journal:
         return steps
 
     def commit(self, rows: Sequence[Row], reports: Sequence[Said]) -> None:
-        """Write one turn; when this returns it is durable, whole. Nothing to write: nothing happens."""
+        """Write one turn; when this returns it is durable, whole. Nothing to write: nothing happens.
+
+        Rows that cannot be written raise before anything is. After a failed write (a full disk) this journal is of no
+        use any more: what stands in the files is unknown until they are opened, and so repaired, anew.
+        """
+        if self._broken:
+            raise RuntimeError(f"an earlier turn could not be written to {self._events.folder.parent}; open it again")
         if not rows and not reports:
             return
         self._before = [], []
-        joint = bool(rows) and bool(reports)
-        if reports:
-            self._reports.append(self._report_batch(reports), self.turn, joint)
+        records = [{"turn": self.turn, **_encode(row)} for row in rows]
+        batches: list[tuple[_Table, pa.RecordBatch]] = []
+        if reports:  # before the events: whoever reads these first then finds the reports of all he has seen
+            batches.append((self._reports, self._report_batch(reports)))
         if rows:
-            records = [{"turn": self.turn, **_encode(row)} for row in rows]
-            self._events.append(pa.RecordBatch.from_pylist(records, schema=JOURNAL), self.turn, joint)
-        for table, wrote in ((self._reports, reports), (self._events, rows)):
-            if wrote:
-                table.sync()
+            batches.append((self._events, pa.RecordBatch.from_pylist(records, schema=JOURNAL)))
+        self._broken = True
+        for table, batch in batches:
+            table.append(batch, self.turn, joint=len(batches) == 2)
+        for table, _ in batches:
+            table.sync()
+        self._broken = False
         self.turn += 1
 
     def close(self) -> None:
@@ -137,13 +149,12 @@ class Journal:
     def _report_batch(self, reports: Sequence[Said]) -> pa.RecordBatch:
         for _, _, report in reports:
             for name, value in report.metrics.items():
-                kind = _arrow_type(value)
-                known = self._seen.get(name)
-                if known is None or known != kind:
-                    self._seen[name] = kind if known is None else _wider(known, kind)
+                if value is not None:
+                    kind = _arrow_type(value)
+                    self._seen[name] = _wider(self._seen.get(name, kind), kind)
         schema = REPORTS
         for name, kind in self._seen.items():
-            schema = schema.append(pa.field(METRIC + name, kind))
+            schema = schema.append(pa.field(METRIC + _utf8(name), kind))
         columns: list[pa.Array] = [
             pa.array([trial for trial, _, _ in reports], pa.int64()),
             pa.array([attempt for _, attempt, _ in reports], pa.int64()),
@@ -153,10 +164,7 @@ class Journal:
             pa.array([report.checkpoint for _, _, report in reports], pa.bool_()),
         ]
         for name, kind in self._seen.items():
-            values = [report.metrics.get(name) for _, _, report in reports]
-            if pa.types.is_string(kind):
-                values = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
-            columns.append(pa.array(values, kind))
+            columns.append(_column([report.metrics.get(name) for _, _, report in reports], kind))
         return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
@@ -175,9 +183,10 @@ def read(root: Path) -> Record:
     reported twice the first row. Raises `DamagedSegment`.
     """
     events, reports = _Table(root / "journal").read()[0], _Table(root / "reports").read()[0]
-    cut = _unmatched(events, reports)
-    batches = [turn.batch for turn in reports[: len(reports) - cut[1]]]
-    return Record(list(_rows(events[: len(events) - cut[0]])), _one_table(batches))
+    whole = _whole(events, reports)
+    _may_be_cut([turn for turn in events if turn.number >= whole], whole)  # the reports may have grown meanwhile
+    batches = [turn.batch for turn in reports if turn.number < whole]
+    return Record(list(_rows([turn for turn in events if turn.number < whole])), _one_table(batches))
 
 
 def _rows(turns: Sequence[Turn]) -> Iterator[Row]:
@@ -203,17 +212,22 @@ class _Table:
         turns: list[Turn] = []
         good = 0
         segments = self.segments()
-        for path in segments:
+        for number, path in enumerate(segments):
+            if path.name != _segment(number):
+                raise DamagedSegment(f"{self.folder} lacks {_segment(number)}: next in it is {path.name}")
             found, good = read_segment(path, last=path == segments[-1])
             turns += found
+        for before, after in pairwise(turns):
+            if after.number <= before.number:
+                raise DamagedSegment(
+                    f"{after.path} is damaged at byte {after.offset}: turn {after.number} follows {before.number}"
+                )
         return turns, good
 
     def append(self, batch: pa.RecordBatch, turn: int, joint: bool) -> None:
         if self._writer is None or self._writer.schema != batch.schema:
             self.close()
-            segments = self.segments()
-            number = int(segments[-1].stem) + 1 if segments else 0
-            self._writer = SegmentWriter(self.folder / f"{number:06d}.arrow", batch.schema)
+            self._writer = SegmentWriter(self.folder / _segment(len(self.segments())), batch.schema)
             sync_folder(self.folder)
         self._writer.append(batch, turn, joint)
 
@@ -227,14 +241,27 @@ class _Table:
             self._writer = None
 
 
-def _unmatched(events: Sequence[Turn], reports: Sequence[Turn]) -> tuple[int, int]:
-    """How many batches at the end of each table (0 or 1) are halves of a joint turn that was not finished."""
-    last_event, last_report = (table[-1] if table else None for table in (events, reports))
-    if last_event and last_event.joint and (last_report is None or last_report.number < last_event.number):
-        return 1, 0
-    if last_report and last_report.joint and (last_event is None or last_event.number < last_report.number):
-        return 0, 1
-    return 0, 0
+def _segment(number: int) -> str:
+    return f"{number:06d}.arrow"
+
+
+def _whole(events: Sequence[Turn], reports: Sequence[Turn]) -> int:
+    """How many turns, from the first on, are there, each with both its halves if it has two."""
+    tables = [{turn.number: turn.joint for turn in table} for table in (events, reports)]
+    for number in count():
+        halves = [table[number] for table in tables if number in table]
+        if halves not in ([False], [True, True]):
+            return number
+    raise AssertionError("a table has no end")
+
+
+def _may_be_cut(rest: Sequence[Turn], whole: int) -> None:
+    """A crash leaves one half of the turn after the ``whole`` ones at most; raise if there is more, or another."""
+    if [turn.number for turn in rest] not in ([], [whole]):
+        late = max(rest, key=lambda turn: turn.number)
+        raise DamagedSegment(
+            f"{late.path} has turn {late.number} at byte {late.offset}, but of turn {whole} a part is missing"
+        )
 
 
 def _repair(events: _Table, reports: _Table) -> tuple[list[Turn], list[Turn]]:
@@ -247,8 +274,10 @@ def _repair(events: _Table, reports: _Table) -> tuple[list[Turn], list[Turn]]:
         if segments and good < segments[-1].stat().st_size:
             truncate(segments[-1], good)
         found.append(turns)
-    for turns, cut in zip(found, _unmatched(*found), strict=True):
-        if cut:
+    whole = _whole(*found)
+    _may_be_cut([turn for turns in found for turn in turns if turn.number >= whole], whole)
+    for turns in found:
+        if turns and turns[-1].number >= whole:
             truncate(turns[-1].path, turns[-1].offset)
             turns.pop()
     return found[0], found[1]
@@ -260,16 +289,43 @@ def _repair(events: _Table, reports: _Table) -> tuple[list[Turn], list[Turn]]:
 def _arrow_type(value: Any) -> pa.DataType:
     if isinstance(value, bool):
         return pa.bool_()
-    if isinstance(value, int) and -(2**63) <= value < 2**63:
-        return pa.int64()
-    return pa.float64() if isinstance(value, (int, float)) else pa.string()
+    if isinstance(value, int):
+        return pa.int64() if -(2**63) <= value < 2**63 else pa.float64()
+    return pa.float64() if isinstance(value, float) else pa.string()
 
 
 def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     """A type that holds the values of both: whole numbers become floats, any other mixture text."""
-    if {one, other} == {pa.int64(), pa.float64()} or one == other:
-        return one if one == other else pa.float64()
-    return pa.string()
+    if one == other:
+        return one
+    return pa.float64() if {one, other} == {pa.int64(), pa.float64()} else pa.string()
+
+
+def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """A metric's values in a type that is wide enough for all of them."""
+    if pa.types.is_string(kind):
+        return pa.array([None if value is None else text_of(value) for value in values], kind)
+    if pa.types.is_floating(kind):
+        return pa.array([None if value is None else _float(value) for value in values], kind)
+    return pa.array(values, kind)
+
+
+def _float(value: float) -> float:
+    """The nearest float: Arrow refuses whole numbers that no float equals."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def text_of(value: Any) -> str:
+    """A value as it stands in a column of text."""
+    return _utf8(value if isinstance(value, str) else json.dumps(value))
+
+
+def _utf8(text: str) -> str:
+    """Text that UTF-8 can hold: the lone surrogates of an undecodable file name become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _one_table(batches: Sequence[pa.RecordBatch]) -> pa.Table:
@@ -281,7 +337,7 @@ def _one_table(batches: Sequence[pa.RecordBatch]) -> pa.Table:
     tables = []
     for batch in batches:
         columns = [
-            batch.column(name).cast(kind) if name in batch.schema.names else pa.nulls(batch.num_rows, kind)
+            _cast(batch.column(name), kind) if name in batch.schema.names else pa.nulls(batch.num_rows, kind)
             for name, kind in kinds.items()
         ]
         tables.append(pa.Table.from_arrays(columns, schema=schema))
@@ -289,15 +345,19 @@ def _one_table(batches: Sequence[pa.RecordBatch]) -> pa.Table:
     return _first_of_each_step(table).rename_columns([_shown(name) for name in kinds])
 
 
+def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    return column if column.type == kind else _column(column.to_pylist(), kind)
+
+
 def _shown(column: str) -> str:
-    """A metric goes by its own name, unless that is one of `REPORTS`."""
+    """A metric goes by its own name, unless that is one of `REPORTS`, or looks like one of those on disk."""
     name = column.removeprefix(METRIC)
-    return column if name in REPORTS.names else name
+    return column if name in REPORTS.names or name.startswith(METRIC) else name
 
 
 def metric_column(reports: pa.Table, metric: str) -> pa.ChunkedArray | None:
     """A metric's column in a table of reports, None if it was never reported."""
-    name = METRIC + metric if metric in REPORTS.names else metric
+    name = _shown(METRIC + metric)
     return reports[name] if name in reports.column_names else None
 
 
@@ -377,13 +437,13 @@ def _encode(row: Row) -> dict[str, Any]:
                 "trial": trial,
                 "attempt": attempt,
                 "what": failure.name,
-                "text": message,
+                "text": _utf8(message),
                 "spent": spent,
             }
         case Ticked(at):
             return {"kind": "ticked", "at": at}
         case StopAsked(at, reason):
-            return {"kind": "stop_asked", "at": at, "text": reason}
+            return {"kind": "stop_asked", "at": at, "text": _utf8(reason)}
         case Start(trial, until):
             return {"kind": "start", "trial": trial, "until": until}
         case Resume(trial, until):
@@ -391,17 +451,25 @@ def _encode(row: Row) -> dict[str, Any]:
         case Fork(trial, source, config, until):
             return {"kind": "fork", "trial": trial, "source": source, "config": _json(dict(config)), "until": until}
         case Over(trial, state, why, message):
-            return {"kind": "over", "trial": trial, "what": state.name, "why": why.name, "text": message}
+            return {"kind": "over", "trial": trial, "what": state.name, "why": why.name, "text": _utf8(message)}
         case Retry(trial, checkpoint):
             return {"kind": "retry", "trial": trial, "step": checkpoint}
         case Drop(trial, step):
             return {"kind": "drop", "trial": trial, "step": step}
         case Finish(complete, reason):
-            return {"kind": "finish", "number": int(complete), "text": reason}
+            return {"kind": "finish", "number": int(complete), "text": _utf8(reason)}
 
 
 def _decode(row: Mapping[str, Any]) -> Row:
     """The event or decision that a row of the journal stands for."""
+    try:
+        return _known(row)
+    except (KeyError, TypeError, ValueError):
+        shown = {name: value for name, value in row.items() if value is not None}
+        raise DamagedSegment(f"this version (format {FORMAT}) cannot read a row of the journal: {shown}") from None
+
+
+def _known(row: Mapping[str, Any]) -> Row:
     at, trial, attempt, step = row["at"], row["trial"], row["attempt"], row["step"]
     match row["kind"]:
         case "opened":
@@ -439,7 +507,7 @@ def _decode(row: Mapping[str, Any]) -> Row:
         case "finish":
             return Finish(bool(row["number"]), row["text"])
         case kind:
-            raise DamagedSegment(f"the journal has a row of kind {kind!r}, which this version (format {FORMAT}) lacks")
+            raise ValueError(kind)
 
 
 def _answer(row: Mapping[str, Any]) -> Answer:
@@ -448,8 +516,10 @@ def _answer(row: Mapping[str, Any]) -> Answer:
             return Proposal(_value(row["config"]), _value(row["data"]))
         case "exhausted":
             return Exhausted()
-        case _:
+        case "wait":
             return Wait()
+        case what:
+            raise ValueError(what)
 
 
 def events_of(rows: Iterable[Row]) -> Iterator[tuple[Event, list[Decision]]]:

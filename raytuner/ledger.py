@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
-from raytuner.trial import LEGAL, Metrics, Pending, State, Trial
+from raytuner.trial import LEGAL, Metrics, Observation, Pending, State, Trial
 
 
 class IllegalChange(Exception):
@@ -20,7 +20,8 @@ class Entry:
     ``step``, ``level``, ``metrics``: its last lease's end. ``until``: the rung it stands at or runs to. ``since`` and
     ``origin``: when and from which step its lease was first begun (None: it waits for a slot).
     ``checkpoints``: steps whose checkpoints exist, each with its retention score. ``donor``: trial and step of the
-    checkpoint it starts from while it has none of its own. ``errors``, ``losses``: failures so far, and workers lost
+    checkpoint it starts from while it has none of its own. ``heard``: what the scheduler last judged of its present
+    lease, if it judges every report. ``errors``, ``losses``: failures so far, and workers lost
     since it last made progress; ``tries``: both, never reset.
     """
 
@@ -35,6 +36,7 @@ class Entry:
     metrics: Metrics = field(default_factory=dict)
     checkpoints: dict[int, float | None] = field(default_factory=dict)
     donor: tuple[int, int] | None = None
+    heard: Observation | None = None
     errors: int = 0
     losses: int = 0
     tries: int = 0

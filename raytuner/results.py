@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +12,12 @@ from typing import TYPE_CHECKING, Any, overload
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raytuner.actions import Fork
+from raytuner.actions import Fork, Resume
 from raytuner.checkpoints import Checkpoint, Store
-from raytuner.events import Checkpointed, Drop, Ended, Over, Proposed
+from raytuner.events import Checkpointed, Drop, Ended, How, Over, Proposed
 from raytuner.folder import Folder
-from raytuner.journal import METRIC, REPORTS, Record, metric_column, read
-from raytuner.objective import Objective
+from raytuner.journal import METRIC, REPORTS, Record, metric_column, read, text_of
+from raytuner.objective import AUTOMATIC, Objective
 from raytuner.protocols import Proposal
 from raytuner.trial import Config, Metrics, State
 
@@ -55,6 +54,12 @@ class Result:
         frame: pd.DataFrame = table.sort_by("step").to_pandas()
         return frame
 
+    def __repr__(self) -> str:
+        said = {name: value for name, value in self.metrics.items() if name not in AUTOMATIC}
+        step = self.metrics.get("training_iteration")
+        where = self.state.value if step is None else f"{self.state.value} at step {step}"
+        return f"Result(trial {self.trial_id}, {where}, metrics={_brief(said)}, config={_brief(dict(self.config))})"
+
 
 class ResultGrid(Sequence[Result]):
     """A study's trials, in the order in which they were started; forks are shown beside their sources."""
@@ -62,7 +67,8 @@ class ResultGrid(Sequence[Result]):
     def __init__(self, path: str | Path) -> None:
         self._folder = Folder(Path(path))
         what = self._folder.read()
-        self._objective = Objective(what["metric"], what["mode"] or "min")
+        self._metric: str | None = what["metric"]
+        self._mode: str | None = what["mode"]
         self._record = read(self._folder.root)
         self._results = _results(self._folder, self._record)
 
@@ -108,11 +114,13 @@ class ResultGrid(Sequence[Result]):
         scope: str = "last",
         filter_nan_and_inf: bool = True,
     ) -> Result:
-        """The best trial by a metric (the study's own unless named).
+        """The best trial by a metric (the study's own unless named); of equally good ones the first.
 
         ``scope``: which of a trial's reports count: ``last``, the best of ``all``, the average (``avg``), or that of
-        the last few (``last-5-avg``, ``last-10-avg``). Raises ValueError if there is no metric, RuntimeError if no
-        trial has a value of it.
+        the last few (``last-5-avg``, ``last-10-avg``); of those that hold the metric, even as NaN.
+        ``filter_nan_and_inf``: a trial whose score is not finite is never the best. Without it infinity counts, and
+        NaN is worse than any number. Raises ValueError if there is no such metric, RuntimeError if no trial has a
+        score.
         """
         objective = self._asked_for(metric, mode)
         if scope not in _SCOPES:
@@ -123,11 +131,13 @@ class ResultGrid(Sequence[Result]):
                 f"no trial has {'a finite' if filter_nan_and_inf else 'any'} value of {objective.metric!r}; "
                 f"{self.num_errors} of {len(self)} trials failed"
             )
-        best = min(scores, key=lambda trial: (-scores[trial] if objective.mode == "max" else scores[trial], trial))
-        return self._by_trial[best]
+        return self._by_trial[min(sorted(scores), key=lambda trial: _worse(scores[trial], objective.mode))]
 
     def get_dataframe(self, filter_metric: str | None = None, filter_mode: str | None = None) -> pd.DataFrame:
-        """A row per trial: its last report, or its best one by ``filter_metric``; its configuration as ``config/…``."""
+        """A row per trial: its last report, or its best one by ``filter_metric``; its configuration as ``config/…``.
+
+        Reports whose ``filter_metric`` is no number are passed over; a trial without any other has no metrics.
+        """
         reports = self._record.reports
         if filter_metric is None:
             rows = {result.trial_id: result.metrics for result in self}
@@ -156,13 +166,17 @@ class ResultGrid(Sequence[Result]):
         return {int(result.trial_id): result for result in self}
 
     def _asked_for(self, metric: str | None, mode: str | None) -> Objective:
-        objective = Objective(metric or self._objective.metric, mode or self._objective.mode)
-        if objective.metric is None:
+        metric, mode = metric or self._metric, mode or self._mode
+        if metric is None:
             raise ValueError("metric must be named: the study has none of its own")
+        if mode is None:
+            raise ValueError(f"mode must be 'min' or 'max' for metric {metric!r}: the study has none of its own")
+        objective = Objective(metric, mode)
         reports = self._record.reports
-        if reports.num_rows and metric_column(reports, objective.metric) is None:
-            names = ", ".join(name.removeprefix(METRIC) for name in reports.column_names if name not in REPORTS.names)
-            raise ValueError(f"metric {objective.metric!r} was never reported; reported were: {names}")
+        if reports.num_rows and metric_column(reports, metric) is None:
+            found = [name.removeprefix(METRIC) for name in reports.column_names if name not in REPORTS.names]
+            names = ", ".join(sorted(found, key=lambda name: name in AUTOMATIC))
+            raise ValueError(f"metric {metric!r} was never reported; reported were: {names}")
         return objective
 
     def _scores(self, objective: Objective, scope: str, finite: bool) -> dict[int, float]:
@@ -172,19 +186,22 @@ class ResultGrid(Sequence[Result]):
         if column is None:
             return {}
         for trial, value in zip(reports["trial"].to_pylist(), column.to_pylist(), strict=True):
-            if isinstance(value, (int, float)) and not (finite and not math.isfinite(value)):
+            if isinstance(value, (int, float)):
                 values.setdefault(trial, []).append(value)
-        match scope:
-            case "last":
-                return {trial: of[-1] for trial, of in values.items()}
-            case "all":
-                pick = max if objective.mode == "max" else min
-                return {trial: pick(of) for trial, of in values.items()}
-            case "avg":
-                return {trial: sum(of) / len(of) for trial, of in values.items()}
-            case _:
-                last = int(scope.split("-")[1])
-                return {trial: sum(of[-last:]) / len(of[-last:]) for trial, of in values.items()}
+        scores: dict[int, float] = {}
+        for trial, of in values.items():
+            match scope:
+                case "last":
+                    scores[trial] = of[-1]
+                case "all":
+                    usable = [value for value in of if math.isfinite(value)] if finite else []
+                    scores[trial] = min(usable or of, key=lambda value: _worse(value, objective.mode))
+                case "avg":
+                    scores[trial] = sum(of) / len(of)
+                case _:
+                    last = int(scope.split("-")[1])
+                    scores[trial] = sum(of[-last:]) / len(of[-last:])
+        return {trial: score for trial, score in scores.items() if math.isfinite(score) or not finite}
 
     def _trials(self, metrics: Mapping[str, Metrics]) -> pa.Table:
         rows = []
@@ -201,7 +218,7 @@ def _results(folder: Folder, record: Record) -> list[Result]:
     """Fold a study's rows into its trials."""
     configs: dict[int, tuple[Config, int | None]] = {}
     over: dict[int, Over] = {}
-    paused: dict[int, bool] = {}
+    paused: set[int] = set()
     checkpoints: dict[int, dict[int, Metrics]] = {}
     for row in record.rows:
         match row:
@@ -211,8 +228,10 @@ def _results(folder: Folder, record: Record) -> list[Result]:
                 configs[trial] = config, source
             case Over():
                 over[row.trial] = row
-            case Ended(trial=trial):
-                paused[trial] = True
+            case Ended(trial=trial, how=How.REACHED):
+                paused.add(trial)
+            case Resume(trial, _):
+                paused.discard(trial)
             case Checkpointed(trial=trial, step=step, metrics=metrics):
                 checkpoints.setdefault(trial, {})[step] = metrics
             case Drop(trial, step):
@@ -236,7 +255,7 @@ def _results(folder: Folder, record: Record) -> list[Result]:
                 trial_id=str(trial),
                 config=config,
                 metrics=last.get(trial, {}),
-                state=end.state if end else State.PAUSED if paused.get(trial) else State.RUNNING,
+                state=end.state if end else State.PAUSED if trial in paused else State.RUNNING,
                 why=end.why.value if end else "",
                 checkpoint=kept[-1][0] if kept else None,
                 best_checkpoints=kept,
@@ -259,12 +278,14 @@ def _last_rows(reports: pa.Table) -> dict[int, Metrics]:
 
 
 def _best_rows(reports: pa.Table, objective: Objective) -> dict[str, Metrics]:
-    """Each trial's best report."""
+    """Each trial's best report, of equally good ones the first."""
     best: dict[int, tuple[float, int]] = {}
     column = metric_column(reports, objective.metric or "")
     values = column.to_pylist() if column is not None else [None] * reports.num_rows
     for row, (trial, value) in enumerate(zip(reports["trial"].to_pylist(), values, strict=True)):
-        if value is not None and (trial not in best or objective.better(value, best[trial][0])):
+        if not isinstance(value, (int, float)) or math.isnan(value):
+            continue
+        if trial not in best or objective.better(value, best[trial][0]):
             best[trial] = value, row
     return {str(trial): _metrics(reports, row) for trial, (_, row) in best.items()}
 
@@ -273,6 +294,18 @@ def _metrics(reports: pa.Table, row: int) -> Metrics:
     found = reports.slice(row, 1).to_pylist()[0]
     ours = REPORTS.names
     return {name.removeprefix(METRIC): value for name, value in found.items() if name not in ours and value is not None}
+
+
+def _worse(value: float, mode: str) -> tuple[bool, float]:
+    """What to sort by so that the best comes first and NaN last."""
+    if math.isnan(value):
+        return True, 0.0
+    return False, -value if mode == "max" else value
+
+
+def _brief(values: Mapping[str, Any]) -> str:
+    text = repr(values)
+    return text if len(text) <= 160 else f"{text[:155]} ...}}"
 
 
 def _flat(config: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -287,5 +320,5 @@ def _column(values: list[Any]) -> pa.Array:
     """Values as a column: typed where they agree, text where a choice mixes kinds."""
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.array([None if v is None else v if isinstance(v, str) else json.dumps(v) for v in values])
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError):
+        return pa.array([None if value is None else text_of(value) for value in values])

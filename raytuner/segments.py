@@ -95,6 +95,9 @@ def read_segment(path: Path, last: bool) -> tuple[list[Turn], int]:
             raise DamagedSegment(f"{path} is damaged at byte {offset}: what stands there is not what was written")
         size, turn, joint = found
         message = pa.ipc.read_message(pa.py_buffer(raw).slice(offset, size))
+        expected = "schema" if schema is None else "record batch"
+        if message.type != expected:
+            raise DamagedSegment(f"{path} is damaged at byte {offset}: a {expected} belongs there, not {message.type}")
         if schema is None:
             schema = pa.ipc.read_schema(message)
         else:
@@ -164,7 +167,9 @@ def _message(raw: bytes, offset: int) -> tuple[int, int, bool] | None:
     if raw[offset : offset + 4] != _START:
         return None
     header = 8 + int.from_bytes(raw[offset + 4 : offset + 8], "little")
-    place = _MARK.search(raw, offset, min(offset + header, len(raw)))
+    if offset + header > len(raw):  # before the search: a torn column of -1 looks like a start at every byte
+        return None
+    place = _MARK.search(raw, offset, offset + header)
     if place is None:
         return None
     size = int(place[1])

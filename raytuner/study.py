@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import assert_never
 
 from raytuner.actions import Done, Exhausted, Fork, Resume, Start, Stop, Wait
@@ -47,6 +48,14 @@ from raytuner.trial import Failure, Lease, Observation, State, Trial, Why
 
 class Deadlock(Exception):
     """The scheduler or the searcher waits, and nothing runs that could ever wake it: a defect of theirs."""
+
+
+_GIVEN_UP = {
+    Failure.ERROR: Why.ERROR,
+    Failure.LOST: Why.LOST,
+    Failure.NO_METRIC: Why.NO_VALUE,
+    Failure.NOT_FINITE: Why.NO_VALUE,
+}
 
 
 class Study:
@@ -151,7 +160,7 @@ class Study:
 
     def _proposed(self, event: Proposed) -> None:
         start = self._asked.get(event.trial)
-        if start is None:
+        if start is None or event.trial in self._deferred:
             raise IllegalChange(f"a configuration was proposed for trial {event.trial}, which nobody asked for")
         match event.answer:
             case Proposal(config=config):
@@ -171,27 +180,27 @@ class Study:
                 return
             entry = self.ledger[event.trial]
             reading = self.objective.read(report.metrics)
-            self._judge(
-                Observation(
-                    entry.trial.id,
-                    entry.trial.config,
-                    report.step,
-                    report.level,
-                    entry.until,
-                    reading.value,
-                    reading.values,
-                    spent=entry.spent,
-                    failure=reading.failure,
-                )
+            entry.heard = Observation(
+                entry.trial.id,
+                entry.trial.config,
+                report.step,
+                report.level,
+                entry.until,
+                reading.value,
+                reading.values,
+                spent=entry.spent,
+                failure=reading.failure,
             )
+            if self._judge(entry.heard):
+                self._ask_again()
 
     def _checkpointed(self, event: Checkpointed) -> None:
         if not self.expects(event.trial, event.attempt):
             return
         entry = self.ledger[event.trial]
-        entry.losses = 0
         if event.step in entry.checkpoints:
             return
+        entry.losses = 0
         entry.checkpoints[event.step] = self._checkpoint_config.score(event.metrics)
         self._release(entry)
         self._retain(entry)
@@ -204,11 +213,13 @@ class Study:
         entry.spent += event.spent
         if entry.state.over or event.how is How.UNWOUND:
             return  # an unwound trial that is not over keeps its lease: it goes on when the study is resumed
-        entry.losses = 0
+        entry.losses, entry.heard = 0, None
         if event.step >= entry.step and event.metrics:
             entry.step, entry.level, entry.metrics = event.step, event.level, event.metrics
         reading = self.objective.read(entry.metrics)
         if reading.failure is not None:
+            if event.how.parks:
+                self._out.append(Unwind(event.trial, event.attempt))
             self._over(entry, Why.NO_VALUE, reading.message)
         elif event.how is How.REACHED:
             self.ledger.move(entry.trial.id, State.PAUSED)
@@ -234,7 +245,7 @@ class Study:
             entry.since, entry.origin = None, entry.newest[1] if entry.newest else 0
             self._repeat(entry)
         else:
-            self._over(entry, Why.LOST if event.failure is Failure.LOST else Why.ERROR, event.message)
+            self._over(entry, _GIVEN_UP[event.failure], event.message)
             self._observe(entry, None, (), event.failure)
 
     def _stop_asked(self, reason: str) -> None:
@@ -260,12 +271,19 @@ class Study:
         )
         self._out.append(Tell(seen))
         self._judge(seen)
+        self._ask_again()
+
+    def _judge(self, seen: Observation) -> bool:
+        """Let the scheduler judge; whether it stopped any trial."""
+        stops = self._scheduler.judge(seen)
+        for stop in stops:
+            self._stop(stop)
+        return bool(stops)
+
+    def _ask_again(self) -> None:
+        """Something is known or gone that a searcher may have waited for."""
         deferred, self._deferred = self._deferred, []
         self._out += [Ask(trial, self._asked[trial].until, self.ledger.pending()) for trial in deferred]
-
-    def _judge(self, seen: Observation) -> None:
-        for stop in self._scheduler.judge(seen):
-            self._stop(stop)
 
     def _stop(self, stop: Stop) -> None:
         entry = self.ledger.get(stop.trial)
@@ -275,6 +293,8 @@ class Study:
             self._due.remove(stop.trial)
         self._out.append(Unwind(stop.trial, entry.attempt))
         self._over(entry, stop.why)
+        if entry.heard is not None:  # in mid-lease: the searcher did not hear of it at a rung
+            self._out.append(Tell(replace(entry.heard, ended=True)))
 
     def _over(self, entry: Entry, why: Why, message: str = "") -> None:
         self.ledger.move(entry.trial.id, why.state)
@@ -314,16 +334,18 @@ class Study:
         """Give free slots to leases that must be repeated, then to what the scheduler wants."""
         if self.finished:
             return
-        if self._stopping is not None:
-            if not self._busy:
-                self._finish(False, self._stopping)
-            return
-        while self._slots - len(self._busy) - len(self._asked) > 0:
-            if self._due:
+        while self._stopping is None:
+            # A configuration that is owed keeps a slot from the scheduler, but not from a lease that can run now: the
+            # searcher may wait for its outcome.
+            if self._due and self._slots > len(self._busy):
                 self._issue(self.ledger[self._due.popleft()], at)
                 continue
+            if not self._has_room() and not self._all_over():
+                break
             match self._scheduler.next():
                 case Start() as start:
+                    if self._stuck():
+                        break
                     self._start(start)
                     return
                 case Resume() as resume:
@@ -336,9 +358,25 @@ class Study:
                     if not self._busy and not self._asked:
                         self._finish(True, "every trial is over")
                     return
-        if self._slots and not self._busy and len(self._deferred) == len(self._asked):
+        if self._stopping is not None:
+            if not self._busy:
+                self._finish(False, self._stopping)
+            return
+        if self._stuck():
             who = "searcher" if self._asked else "scheduler"
             raise Deadlock(f"the {who} waits, but nothing runs that could wake it")
+
+    def _has_room(self) -> bool:
+        # A searcher that waits when nothing runs can be woken only by a trial that goes on.
+        return self._slots > len(self._busy) + len(self._asked) or (bool(self._asked) and self._stuck())
+
+    def _stuck(self) -> bool:
+        """Whether nothing runs, and nobody owes a configuration."""
+        return self._slots > 0 and not self._busy and len(self._deferred) == len(self._asked)
+
+    def _all_over(self) -> bool:
+        """Whether nothing is left to run: the study ends even if its last slot is gone."""
+        return self._starts == self._limit and not self._asked and not self.ledger.live
 
     def _start(self, start: Start) -> None:
         self._number(start.trial)
@@ -360,8 +398,11 @@ class Study:
 
     def _fork(self, fork: Fork) -> None:
         self._number(fork.trial)
+        source = self.ledger.get(fork.source)
+        if source is None:
+            raise IllegalChange(f"trial {fork.trial} is forked from trial {fork.source}, which does not exist")
         self._out.append(fork)
-        donor = self.ledger[fork.source].newest
+        donor = source.newest
         entry = self.ledger.open(Trial(fork.trial, fork.config, fork.source), fork.until, donor)
         if donor is None:
             self._over(entry, Why.NO_SOURCE)

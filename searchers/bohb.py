@@ -1,8 +1,8 @@
 """BOHB's model: the configuration to try next, from kernel densities of the good and the bad ones.
 
 Falkner, Klein & Hutter 2018, "BOHB: Robust and Efficient Hyperparameter Optimization at Scale" (arXiv:1807.01774),
-algorithm 2 and equations 2 and 3 (l and g, and how many outcomes are in each). The other half of BOHB is `raytuner.schedulers.HyperBandScheduler`; any scheduler
-does, the searcher only sees which rung an outcome belongs to.
+algorithm 2 and equations 2 and 3 (what l and g are, and how many outcomes each has). The other half of BOHB is
+`raytuner.schedulers.HyperBandScheduler`; any scheduler does, the searcher only sees which rung an outcome belongs to.
 
     with probability random_fraction, or while there is no model: a random configuration
     else, at the highest rung b with N_b >= N_min + 2 outcomes:
@@ -143,7 +143,7 @@ class BOHBSearcher:
 
 
 def split(n: int, least: int, top_n_percent: float) -> tuple[int, int]:
-    """How many of ``n`` outcomes are good and how many are bad (the paper's N_b,l and N_b,g), each ``least`` or more."""
+    """How many of ``n`` outcomes are good and how many are bad (N_b,l and N_b,g in the paper), at least ``least``."""
     good = max(least, int(top_n_percent * n // 100))
     return good, max(least, n - good)
 

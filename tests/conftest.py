@@ -15,7 +15,7 @@ settings.register_profile("chaos", settings.get_profile("quick"), max_examples=2
 settings.load_profile("quick")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """A Ray of this process: four logical CPUs, two logical GPUs, loopback, no dashboard."""
     import ray

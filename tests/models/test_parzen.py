@@ -157,7 +157,8 @@ def test_mixed_samples_follow_the_density(categories: list[int]) -> None:
 def cell_of(points: Floats, sizes: list[int]) -> Ints:
     """Which cell of a grid of ``sizes`` each point is in; (m,)."""
     index = np.minimum((points * sizes).astype(np.int64), np.array(sizes) - 1)
-    return np.ravel_multi_index(tuple(index.T), sizes).astype(np.int64)
+    cell: Ints = np.ravel_multi_index(tuple(index.T), sizes)
+    return cell
 
 
 @given(models, ARBITRARY, st.sampled_from([0.5, 1.0, 3.0, 100.0]))

@@ -283,7 +283,7 @@ def test_configurations_from_outside_the_space_are_passed_over(name: str) -> Non
     for trial in range(20):
         for searcher in (told, untold):
             searcher.tell(seen(trial, {"x": trial / 20}, 1, trial / 20))
-        told.tell(seen(100 + trial, {"x": 1.0 + trial}, 1, -1.0))
+        told.tell(seen(100 + trial, {"x": 1.5 + trial}, 1, -1.0))
     assert [ask(told, trial) for trial in range(200, 210)] == [ask(untold, trial) for trial in range(200, 210)]
 
 
