@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from raytuner import __version__
+
 FORMAT = 1
 
 
@@ -116,8 +118,8 @@ class Lock:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": sys.version.split()[0]}
-    for package in ("raytuner", "ray", "numpy", "scipy", "pyarrow", "torch"):
+    found = {"python": sys.version.split()[0], "raytuner": __version__}
+    for package in ("ray", "numpy", "scipy", "pyarrow", "torch"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -24,6 +24,9 @@ from raytuner.trial import Config, Metrics, State
 if TYPE_CHECKING:
     import pandas as pd
 
+_ALWAYS = ("trial_id", "state", "why", "parent", "logdir")
+"""The columns that every table of trials has, beside metrics and configuration."""
+
 _SCOPES = ("last", "all", "avg", "last-5-avg", "last-10-avg")
 
 
@@ -210,8 +213,8 @@ class ResultGrid(Sequence[Result]):
             row |= {name: value for name, value in metrics.get(result.trial_id, {}).items() if name != "trial_id"}
             row |= {"state": result.state.value, "why": result.why, "parent": result.parent, "logdir": result.path}
             rows.append(row | dict(_flat(result.config, "config/")))
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        return pa.table({name: _column([row.get(name) for row in rows]) for name in names})
+        names = dict.fromkeys(name for row in rows for name in row) or _ALWAYS
+        return pa.table({name: _column([row.get(name) for row in rows], name in _ALWAYS) for name in names})
 
 
 def _results(folder: Folder, record: Record) -> list[Result]:
@@ -316,9 +319,9 @@ def _flat(config: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
-def _column(values: list[Any]) -> pa.Array:
+def _column(values: list[Any], text: bool) -> pa.Array:
     """Values as a column: typed where they agree, text where a choice mixes kinds."""
     try:
-        return pa.array(values)
+        return pa.array(values, pa.string() if text else None)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError):
         return pa.array([None if value is None else text_of(value) for value in values])

@@ -340,11 +340,12 @@ class Study:
             if self._due and self._slots > len(self._busy):
                 self._issue(self.ledger[self._due.popleft()], at)
                 continue
-            if not self._has_room() and not self._all_over():
+            room = self._slots > len(self._busy) + len(self._asked)
+            if not (room or self._stuck() or self._all_over()):
                 break
             match self._scheduler.next():
                 case Start() as start:
-                    if self._stuck():
+                    if self._asked and not room:
                         break
                     self._start(start)
                     return
@@ -366,12 +367,8 @@ class Study:
             who = "searcher" if self._asked else "scheduler"
             raise Deadlock(f"the {who} waits, but nothing runs that could wake it")
 
-    def _has_room(self) -> bool:
-        # A searcher that waits when nothing runs can be woken only by a trial that goes on.
-        return self._slots > len(self._busy) + len(self._asked) or (bool(self._asked) and self._stuck())
-
     def _stuck(self) -> bool:
-        """Whether nothing runs, and nobody owes a configuration."""
+        """Whether nothing runs and all answers are in: only a trial that goes on can wake a searcher that waits."""
         return self._slots > 0 and not self._busy and len(self._deferred) == len(self._asked)
 
     def _all_over(self) -> bool:

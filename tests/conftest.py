@@ -20,14 +20,9 @@ def local_ray() -> Iterator[None]:
     """A Ray of this process: four logical CPUs, two logical GPUs, loopback, no dashboard."""
     import ray
 
-    ray.init(
-        num_cpus=4,
-        num_gpus=2,
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        log_to_driver=False,
-        configure_logging=False,
-    )
+    from raytuner.cluster import local
+
+    local.start(num_cpus=4, num_gpus=2, configure_logging=False)
     yield
     ray.shutdown()
 

@@ -259,7 +259,10 @@ class TestAtTheDoor:
             ({"num_samples": 2.5}, "num_samples must be a whole number"),
             ({"max_concurrent_trials": 0}, "max_concurrent_trials must be a whole number of at least 1"),
             ({"seed": -1}, "seed must be a whole number of at least 0"),
-            ({"search_alg": "bohb"}, r"search_alg must be one of BOHB\(\), GridSearch\(\), RandomSearch\(\), or an object"),
+            (
+                {"search_alg": "bohb"},
+                r"search_alg must be one of BOHB\(\), GridSearch\(\), RandomSearch\(\), or an object",
+            ),
             ({"search_alg": BOHB}, "search_alg must be one of"),
             ({"scheduler": 3}, "scheduler must be one of"),
             ({"metric": None, "mode": None, "search_alg": BOHB()}, "metric must be given: BOHB"),

@@ -139,7 +139,8 @@ class Simulation:
         failure = load.fault(trial, step, lease.tries)
         if failure is not None:
             del self._running[trial.id, lease.attempt]
-            self._ready.append(Failed(at, trial.id, lease.attempt, failure, f"made to fail at step {step}"))
+            message = f"made to fail at step {step}"
+            self._ready.append(Failed(at, trial.id, lease.attempt, failure, message, self._spent(running, step)))
             return
         running.step = step
         running.metrics = {"training_iteration": step, **load.curve(trial, step)}
@@ -161,5 +162,9 @@ class Simulation:
 
     def _ended(self, running: _Running, how: How, at: float) -> Ended:
         lease = running.lease
-        spent = sum(self._workload.seconds(lease.trial, step) for step in range(running.begun + 1, running.step + 1))
+        spent = self._spent(running, running.step)
         return Ended(at, lease.trial.id, lease.attempt, how, running.step, float(running.step), running.metrics, spent)
+
+    def _spent(self, running: _Running, until: int) -> float:
+        """Seconds that a lease took for its steps up to ``until``."""
+        return sum(self._workload.seconds(running.lease.trial, step) for step in range(running.begun + 1, until + 1))

@@ -278,3 +278,14 @@ def test_everything_is_given_back(tmp_path: Path) -> None:
     while free() != {"CPU": 4.0, "GPU": 2.0} and time.monotonic() < deadline:
         threading.Event().wait(0.05)
     assert free() == {"CPU": 4.0, "GPU": 2.0}
+
+
+def test_the_local_ray_listens_on_loopback_only() -> None:
+    addresses = {node["NodeManagerAddress"] for node in ray.nodes()}
+    assert addresses == {"127.0.0.1"}
+    ports = {node["NodeManagerPort"] for node in ray.nodes()}
+    for kind in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]:
+            address, port = line.split()[1].split(":")
+            if int(port, 16) in ports:
+                assert address in ("0100007F", "0000000000000000FFFF00000100007F"), line

@@ -1,0 +1,176 @@
+"""Writes the golden study of this version's format: ``python -m tests.golden.make``. Run once per format, ever.
+
+The files are made by the real driver, journal and checkpoint store, on simulated trials: a Hyperband sweep in which one
+trial fails, another loses its worker and goes on, checkpoints are dropped, a metric appears late, and whose driver dies
+half-way and is followed by another. Beside it lies a journal with one row of every kind.
+
+Refuses to touch a folder that is there: a new format adds a folder, and the old ones are read for ever.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import raytuner as tune
+from raytuner.actions import Exhausted, Fork, Resume, Start, Wait
+from raytuner.checkpoints import CheckpointConfig, Store
+from raytuner.driver import Driver
+from raytuner.events import (
+    Checkpointed,
+    Drop,
+    Ended,
+    Event,
+    Failed,
+    Finish,
+    How,
+    Opened,
+    Over,
+    Proposed,
+    Reported,
+    Retry,
+    Slots,
+    StopAsked,
+    Ticked,
+)
+from raytuner.executors.simulate import Simulation, Workload, World
+from raytuner.folder import FORMAT, Folder
+from raytuner.journal import Journal, Row
+from raytuner.protocols import Proposal
+from raytuner.schedulers import HyperBandScheduler
+from raytuner.searchers import RandomSearch
+from raytuner.space import Space
+from raytuner.trial import END, Failure, Report, State, Trial, Why
+from tests.test_golden import GOLDEN, seen
+
+SPACE = {
+    "lr": tune.loguniform(1e-4, 1e-1),
+    "model": {"width": tune.randint(8, 64), "shape": tune.choice([(1, 2), (3, 4)])},
+    "optimizer": tune.choice([{"name": "sgd", "momentum": tune.uniform(0.0, 0.99)}, {"name": "adam"}]),
+    "dataset": "naïve 学",
+}
+SEED = 7
+
+
+class Interrupted(Exception):
+    """The first driver's death."""
+
+
+class Mortal(Simulation):
+    """Its driver dies at the first ``wait`` after so many seconds."""
+
+    dies_at = math.inf
+
+    def wait(self, timeout_s: float | None) -> Sequence[Event]:
+        if self.now() >= self.dies_at:
+            raise Interrupted
+        return super().wait(timeout_s)
+
+
+def train(config: dict[str, Any]) -> None:
+    """Never run: the trials are simulated."""
+
+
+def curve(trial: Trial, step: int) -> dict[str, Any]:
+    return {
+        "loss": trial.config["lr"] + (trial.id % 3 + 1) / step,
+        "epoch": step,
+        "better": step % 2 == 0,
+        "note": f"trial {trial.id}, naïve",
+        "ratio": math.inf if step == 1 else step if step == 2 else step / 2,
+    } | ({"val/accuracy": 1 - 1 / step} if step >= 3 else {})
+
+
+def fault(trial: Trial, step: int, tries: int) -> Failure | None:
+    return {(1, 1, 0): Failure.ERROR, (3, 2, 0): Failure.LOST}.get((trial.id, step, tries))
+
+
+def make_study(root: Path) -> None:
+    tuner = tune.Tuner(
+        train,
+        param_space=SPACE,
+        tune_config=tune.TuneConfig(
+            metric="loss", mode="min", num_samples=9, scheduler=HyperBandScheduler(max_t=9), seed=SEED
+        ),
+        run_config=tune.RunConfig(
+            name=root.name, storage_path=root.parent, checkpoint_config=CheckpointConfig(num_to_keep=1)
+        ),
+    )
+    Folder(root).create({**tuner._describe(), "seed": SEED})
+    workload = Workload(
+        curve, seconds=lambda trial, step: 1.0 + trial.id / 8, fault=fault, saves=lambda trial, step: True
+    )
+    world = World(now=1_700_000_000.0)
+    for dies_at in (world.now + 8, math.inf):
+        executor = Mortal(world, workload, 3)
+        executor.dies_at = dies_at
+        journal = Journal(root)
+        try:
+            Driver(tuner._study(SEED), RandomSearch().build(Space(SPACE), SEED), journal, world, executor).run(executor)
+        except Interrupted:
+            pass
+        finally:
+            journal.close()
+    with tempfile.TemporaryDirectory() as folder:
+        for trial, step in sorted(world.checkpoints):
+            Path(folder, "weights.txt").write_text(f"weights of trial {trial} at step {step}\n")
+            Store(root / "checkpoints").publish(folder, trial, step, attempt=1)
+
+
+def make_rows(root: Path) -> None:
+    """One row of every kind, with values that are hard to keep."""
+    config = {
+        "lr": 0.1,
+        "shape": (1, (2, [3])),
+        "none": None,
+        "nan": math.nan,
+        "inf": -math.inf,
+        "big": 2**70,
+        "$tuple": [1],
+        "学": {"$float": "no"},
+    }
+    report = Report(3, 2.5, {"loss": math.nan, "flag": True}, 8.0, checkpoint=True)
+    rows: list[Row] = [
+        Opened(1.0, 1),
+        Slots(2.0, 4),
+        Start(0, 9),
+        Proposed(3.0, 0, Proposal(config, {"from": "prior", "scale": [0.1, math.inf]})),
+        Proposed(4.0, 1, Wait()),
+        Proposed(5.0, 1, Exhausted()),
+        Reported(6.0, 0, 1, (report, report)),
+        Checkpointed(7.0, 0, 1, 3, {"loss": 0.1 + 0.2}),
+        Drop(0, 3),
+        *(Ended(8.0, 0, 1, how, 9, 9.0, {"loss": -math.inf, "n": 2**60 + 1}, 4.5) for how in How),
+        *(Failed(9.0, 0, 2, failure, "Traceback …\n  naïve", 0.5) for failure in Failure),
+        Retry(0, 3),
+        Retry(0, None),
+        Resume(0, END),
+        Fork(2, 0, config, 27),
+        Ticked(10.0),
+        StopAsked(11.0, "Ctrl-C"),
+        *(Over(0, why.state, why, "so it is") for why in Why),
+        *(Over(1, state, Why.RETURNED) for state in State),
+        Finish(False, "Ctrl-C"),
+        Finish(True, "every trial is over"),
+    ]
+    journal = Journal(root)
+    for start in range(0, len(rows), 7):
+        journal.commit(rows[start : start + 7], [])
+    journal.close()
+
+
+def main() -> None:
+    folder = GOLDEN / f"format_{FORMAT}"
+    folder.mkdir()  # FileExistsError: it is there, and stays as it is
+    make_study(folder / "study")
+    make_rows(folder / "rows")
+    text = json.dumps(seen(folder), indent=1, ensure_ascii=False)
+    (folder / "expected.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

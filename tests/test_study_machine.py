@@ -1,0 +1,572 @@
+"""The study under any legal order of events: real schedulers, and toys that fork and that stop in mid-lease.
+
+`World` plays driver, executor and searcher at their worst: slots come and go, leases end, fail, are lost and unwound in
+any order, answers are late, word comes twice, drivers die, somebody presses Ctrl-C. It keeps books of its own, and
+compares them with the study's after each event.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from raytuner.actions import Action, Done, Exhausted, Fork, Resume, Start, Stop, Wait
+from raytuner.checkpoints import CheckpointConfig
+from raytuner.events import (
+    Ask,
+    Checkpointed,
+    Drop,
+    Ended,
+    Event,
+    Failed,
+    Finish,
+    How,
+    Opened,
+    Over,
+    Proposed,
+    Reported,
+    Run,
+    Slots,
+    StopAsked,
+    Tell,
+    Ticked,
+    Unwind,
+)
+from raytuner.objective import Objective
+from raytuner.protocols import Answer, Scheduler, SchedulingPolicy
+from raytuner.retry import Retries
+from raytuner.searchers import RandomSearch
+from raytuner.space import Space, uniform
+from raytuner.study import Study
+from raytuner.trial import END, LEGAL, Failure, Lease, Observation, Report, State, Why
+from tests.schedulers.test_contract import SETTINGS
+
+
+@dataclass(frozen=True)
+class ToyPbt:
+    """Every ``perturb`` steps the worse half of a population makes room for forks of its best."""
+
+    size: int = 4
+    perturb: int = 2
+    max_t: int = 8
+
+    def build(self, seed: int) -> ToyPbtScheduler:
+        return ToyPbtScheduler(self)
+
+
+class ToyPbtScheduler:
+    """The machine of `ToyPbt`."""
+
+    every_report = False
+
+    def __init__(self, policy: ToyPbt) -> None:
+        self._policy = policy
+        self._numbered = 0
+        self._live: dict[int, int] = {}  # trial -> its lease's until
+        self._scores: dict[int, float] = {}
+        self._ready: deque[tuple[str, int, int]] = deque()
+        self._closed = False
+
+    def next(self) -> Action:
+        while self._ready:
+            kind, trial, until = self._ready.popleft()
+            if kind == "fork":
+                self._live[self._numbered] = until
+                self._numbered += 1
+                return Fork(self._numbered - 1, trial, {"x": until / 100}, until)
+            if trial in self._live:
+                self._live[trial] = until
+                return Resume(trial, until)
+        if not self._closed and len(self._live) < self._policy.size:
+            self._live[self._numbered] = self._policy.perturb
+            self._numbered += 1
+            return Start(self._numbered - 1, self._policy.perturb)
+        return Wait() if self._live else Done()
+
+    def judge(self, seen: Observation) -> list[Stop]:
+        if seen.ended:
+            self._live.pop(seen.trial, None)
+            return []
+        if self._live.get(seen.trial) != seen.until or seen.value is None:
+            return []
+        self._scores[seen.trial] = seen.value
+        until = max(seen.until, int(seen.level)) + self._policy.perturb
+        if until > self._policy.max_t:
+            del self._live[seen.trial]
+            return [Stop(seen.trial, Why.FULL_BUDGET)]
+        ranked = sorted(self._scores, key=lambda trial: (self._scores[trial], trial))
+        if ranked.index(seen.trial) >= max(2, len(ranked) // 2):
+            del self._live[seen.trial]
+            self._ready.append(("fork", ranked[0], until))
+            return [Stop(seen.trial, Why.NO_PROMISE)]
+        self._ready.append(("resume", seen.trial, until))
+        return []
+
+    def close(self, unserved: Sequence[int] = ()) -> None:
+        self._closed = True
+        for trial in unserved:
+            self._live.pop(trial, None)
+
+
+@dataclass(frozen=True)
+class ToyMedian:
+    """Stop a running trial at any report that is worse than the median of its step, and another one with it."""
+
+    def build(self, seed: int) -> ToyMedianScheduler:
+        return ToyMedianScheduler()
+
+
+class ToyMedianScheduler:
+    """The machine of `ToyMedian`."""
+
+    every_report = True
+
+    def __init__(self) -> None:
+        self._started = 0
+        self._live: dict[int, None] = {}
+        self._heard: dict[int, None] = {}  # live, with at least one report
+        self._values: dict[int, list[float]] = {}
+        self._closed = False
+
+    def next(self) -> Action:
+        if not self._closed:
+            self._live[self._started] = None
+            self._started += 1
+            return Start(self._started - 1, END)
+        return Wait() if self._live else Done()
+
+    def judge(self, seen: Observation) -> list[Stop]:
+        if seen.ended:
+            self._live.pop(seen.trial, None)
+            self._heard.pop(seen.trial, None)
+            return []
+        if seen.trial not in self._live:
+            return []
+        self._heard[seen.trial] = None
+        if seen.value is None:
+            return self._stop(seen.trial, Why.NO_VALUE)
+        values = self._values.setdefault(seen.step, [])
+        values.append(seen.value)
+        if seen.value <= sorted(values)[len(values) // 2]:
+            return []
+        stops = self._stop(seen.trial, Why.NO_PROMISE)
+        if self._heard and seen.step % 3 == 0:
+            stops += self._stop(next(iter(self._heard)), Why.NO_PROMISE)
+        return stops
+
+    def _stop(self, trial: int, why: Why) -> list[Stop]:
+        del self._live[trial], self._heard[trial]
+        return [Stop(trial, why)]
+
+    def close(self, unserved: Sequence[int] = ()) -> None:
+        self._closed = True
+        for trial in unserved:
+            self._live.pop(trial, None)
+
+
+TOYS: dict[str, SchedulingPolicy] = {"toy pbt": ToyPbt(), "toy median": ToyMedian()}
+SPACE = Space({"x": uniform(0.0, 1.0)})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a study is built with."""
+
+    policy: SchedulingPolicy
+    trials: int
+    max_failures: int
+    keep: int | None
+    fail_fast: bool
+
+    def scheduler(self) -> Scheduler:
+        return self.policy.build(0)
+
+    def study(self) -> Study:
+        return Study(
+            Objective("loss"),
+            self.scheduler(),
+            self.trials,
+            Retries(self.max_failures, max_losses=2),
+            CheckpointConfig(num_to_keep=self.keep),
+            self.fail_fast,
+        )
+
+
+class World:
+    """Tells a study what happens, does what it wants, and keeps the books."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.study = settings.study()
+        self.searcher = RandomSearch().build(SPACE, 0)
+        self.epoch = 0
+        self.at = 0.0
+        self.slots = 0
+        self.asked: dict[int, Ask] = {}
+        self.deferred: set[int] = set()  # answered `Wait`
+        self.running: dict[int, Lease] = {}
+        self.stands: dict[int, int] = {}  # running and parked trials: at which step their code is
+        self.unwinding: set[int] = set()
+        self.states: dict[int, State] = {}
+        self.checkpoints: set[tuple[int, int]] = set()
+        self.reported: dict[int, int] = {}  # the highest step that the study heard of, of each trial
+        self.targets: dict[int, int] = {}
+        self.numbers = 0
+        self.finish: Finish | None = None
+        self.past: list[Event] = []  # what may come twice
+        self.log: list[tuple[Event, list[Any]]] = []
+        self.open()
+
+    # ---- what the study wants
+
+    def tell(self, event: Event) -> list[Any]:
+        match event:
+            case Opened():
+                self.running.clear()
+                self.stands.clear()
+                self.unwinding.clear()
+                self.slots, self.finish = 0, None
+            case Slots(slots=slots):
+                self.slots = slots
+            case Proposed(trial=trial, answer=answer):
+                ask = self.asked.pop(trial)
+                if isinstance(answer, Wait):
+                    self.deferred.add(trial)
+                elif not isinstance(answer, Exhausted):
+                    self.change(trial, State.RUNNING)
+                    self.targets[trial] = ask.until
+            case Ended(trial=trial, how=how):
+                del self.running[trial]
+                self.unwinding.discard(trial)
+                if not how.parks:
+                    self.stands.pop(trial, None)
+            case Failed(trial=trial):
+                del self.running[trial], self.stands[trial]
+                self.unwinding.discard(trial)
+            case Checkpointed(trial=trial, step=step):
+                self.checkpoints.add((trial, step))
+        if isinstance(event, Ended) and event.how is How.REACHED and self.states[event.trial] is State.RUNNING:
+            self.states[event.trial] = State.PAUSED  # unless it is over at once
+        commands = [snapshot(command) for command in self.study.handle(event)]
+        for command in commands:
+            self.obey(command, event)
+        self.log.append((event, commands))
+        self.check()
+        return commands
+
+    def obey(self, command: Any, event: Event) -> None:
+        match command:
+            case Ask(trial):
+                assert trial not in self.asked
+                assert trial not in self.states
+                self.deferred.discard(trial)
+                self.asked[trial] = command
+            case Start(trial) | Fork(trial):
+                assert trial == self.numbers
+                self.numbers += 1
+                if isinstance(command, Fork):
+                    self.change(trial, State.RUNNING)
+                    self.targets[trial] = command.until
+                    self.reported[trial] = 0
+            case Resume(trial, until):
+                self.change(trial, State.RUNNING)
+                assert until > self.targets[trial]
+                self.targets[trial] = until
+            case Over(trial, state, why):
+                assert state is why.state
+                if self.states[trial] is State.PAUSED and state is State.FAILED:
+                    assert isinstance(event, Ended)  # its own report was of no use
+                    self.states[trial] = State.RUNNING
+                self.change(trial, state)
+            case Run(lease):
+                self.lease(lease)
+            case Unwind(trial):
+                if trial in self.running:
+                    self.unwinding.add(trial)
+                else:
+                    self.stands.pop(trial, None)
+            case Drop(trial, step):
+                self.checkpoints.remove((trial, step))
+                for lease in self.running.values():
+                    if lease.trial.id not in self.unwinding and self.states[lease.trial.id] is State.RUNNING:
+                        self.check_source(lease)
+            case Finish():
+                assert self.finish is None
+                assert not self.running
+                self.finish = command
+            case Tell(seen):
+                assert seen.ended or not self.states[seen.trial].over
+                self.searcher.tell(seen)
+
+    def lease(self, lease: Lease) -> None:
+        trial = lease.trial.id
+        assert trial not in self.running, "two leases of one trial"
+        assert len(self.running) < self.slots, "more leases than slots"
+        assert self.finish is None
+        assert self.states[trial] is State.RUNNING
+        assert lease.until == self.targets[trial]
+        self.check_source(lease)
+        if trial not in self.stands:
+            self.stands[trial] = lease.checkpoint or 0
+        self.running[trial] = lease
+
+    def check_source(self, lease: Lease) -> None:
+        """What a lease would start from, were it lost now, must be there."""
+        own = {step for trial, step in self.checkpoints if trial == lease.trial.id}
+        if not own and lease.checkpoint is not None:
+            assert (lease.donor, lease.checkpoint) in self.checkpoints
+        newest = self.study.ledger[lease.trial.id].newest
+        assert newest is None or newest in self.checkpoints
+
+    def change(self, trial: int, state: State) -> None:
+        assert state in LEGAL[self.states.get(trial)]
+        self.states[trial] = state
+
+    def check(self) -> None:
+        """The study's books are ours."""
+        ledger = self.study.ledger
+        assert {trial: entry.state for trial, entry in ledger.items()} == self.states
+        assert set(ledger.live) == {trial for trial, state in self.states.items() if not state.over}
+        assert dict(ledger.counts()) == {state: list(self.states.values()).count(state) for state in State}
+        assert [one.trial for one in ledger.pending()] == list(ledger.live)
+        known = {(trial, step) for trial, steps in self.study.checkpoints.items() for step in steps}
+        assert known == self.checkpoints
+        for trial, entry in ledger.items():
+            assert self.study.expects(trial, entry.attempt) == (trial in self.running)
+            assert not (entry.state.over and entry.donor)
+            assert entry.donor is None or entry.donor in self.checkpoints
+        assert self.study.finished == self.finish
+
+    # ---- what happens
+
+    def tick(self) -> float:
+        self.at += 1.0
+        return self.at
+
+    def open(self) -> None:
+        self.epoch += 1
+        self.tell(Opened(self.tick(), self.epoch))
+
+    def serve(self, trial: int, kind: str = "config") -> None:
+        ask = self.asked[trial]
+        answer: Answer = self.searcher.ask(trial, ask.until, ask.pending)
+        if kind == "exhausted":
+            answer = Exhausted()
+        elif kind == "wait" and self.running.keys() - self.unwinding:  # else it would wait for nothing
+            answer = Wait()
+        self.tell(Proposed(self.tick(), trial, answer))
+
+    def say(self, trial: int, steps: int, loss: Any, save: bool) -> None:
+        """Some reports of a running trial, the last perhaps with a checkpoint: what a driver makes of them."""
+        lease, begun = self.running[trial], self.stands[trial]
+        self.stands[trial] = last = begun + steps
+        at, metrics = self.tick(), metrics_of(last, loss)
+        if save:
+            self.hear(Checkpointed(at, trial, lease.attempt, last, metrics))
+        fresh = range(max(begun, self.reported.get(trial, 0)) + 1, last + 1)
+        if fresh and self.study.every_report:
+            self.reported[trial] = last
+            reports = tuple(Report(step, float(step), metrics, at) for step in fresh)
+            self.hear(Reported(at, trial, lease.attempt, reports))
+
+    def end(self, trial: int, how: How, loss: Any = 1.0) -> None:
+        lease, step = self.running[trial], self.stands[trial]
+        said = how is How.REACHED or step > (lease.checkpoint or 0)
+        metrics = metrics_of(step, loss) if said else {}
+        self.hear(Ended(self.tick(), trial, lease.attempt, how, step, float(step), metrics, spent=1.0))
+
+    def reach(self, trial: int, loss: Any, ahead: int, save: bool) -> None:
+        lease = self.running[trial]
+        if lease.until == END:
+            self.end(trial, How.RETURNED, loss)
+            return
+        self.say(trial, max(1, lease.until - self.stands[trial]) + ahead, loss, save)
+        self.end(trial, How.REACHED, loss)
+
+    def fail(self, trial: int, failure: Failure) -> None:
+        self.hear(Failed(self.tick(), trial, self.running[trial].attempt, failure, "boom", spent=1.0))
+
+    def hear(self, event: Reported | Checkpointed | Ended | Failed) -> None:
+        self.past.append(event)
+        self.tell(event)
+
+    def hear_again(self, event: Event) -> None:
+        """Word of an attempt that is over: nothing follows from it. (A driver would not even pass it on.)"""
+        assert isinstance(event, Reported | Checkpointed | Ended | Failed)
+        if event.attempt == self.study.ledger[event.trial].attempt and event.trial in self.running:
+            return
+        commands = [snapshot(command) for command in self.study.handle(event)]
+        for command in commands:
+            assert isinstance(command, Start | Ask)  # at most a slot is filled that any event would have filled
+            self.obey(command, event)
+        self.log.append((event, commands))
+        self.check()
+
+    # ---- the end
+
+    def run_to_end(self) -> None:
+        """Everything goes well from now on."""
+        if self.finish is not None and not self.finish.complete:
+            self.open()
+        for _ in range(400 + 200 * self.settings.trials):
+            if self.finish is not None:
+                if self.finish.complete:
+                    break
+                self.open()
+            elif not self.slots:
+                self.tell(Slots(self.tick(), 2))
+            elif self.unwinding:
+                self.end(min(self.unwinding), How.UNWOUND)
+            elif self.asked:
+                self.serve(min(self.asked))
+            else:
+                assert self.running, "stranded"
+                self.reach(min(self.running), float(min(self.running) % 3), 0, save=True)
+        assert self.finish is not None, "the study does not end"
+        assert self.finish.complete
+        assert all(state.over for state in self.states.values())
+        assert not self.running
+        assert not self.asked
+        assert not self.deferred
+        assert not self.study.ledger.live
+
+    def replay(self) -> None:
+        """The same events, the same commands."""
+        study = self.settings.study()
+        for event, commands in self.log:
+            assert [snapshot(command) for command in study.handle(event)] == commands
+        assert study.finished == self.study.finished
+        assert study.best == self.study.best
+
+
+def metrics_of(step: int, loss: Any) -> dict[str, Any]:
+    return {"training_iteration": step, **({} if loss is None else {"loss": loss})}
+
+
+def snapshot(command: Any) -> Any:
+    """An `Ask` holds a view of the ledger, which moves on."""
+    return replace(command, pending=tuple(command.pending)) if isinstance(command, Ask) else command
+
+
+def machine(name: str) -> type[RuleBasedStateMachine]:
+    """A Hypothesis machine that makes every kind of trouble."""
+    policy = {**SETTINGS, **TOYS}[name]
+    losses = st.sampled_from([0.0, 1.0, 1.0, 2.0, 3.0, 4.0, math.nan, None])
+
+    class Machine(RuleBasedStateMachine):
+        @initialize(
+            trials=st.integers(1, 30),
+            max_failures=st.sampled_from([0, 2, -1]),
+            keep=st.sampled_from([None, 1, 2]),
+            fail_fast=st.sampled_from([False, False, False, True]),
+            slots=st.integers(1, 8),
+        )
+        def begin(self, trials: int, max_failures: int, keep: int | None, fail_fast: bool, slots: int) -> None:
+            self.world = World(Settings(policy, trials, max_failures, keep, fail_fast))
+            self.world.tell(Slots(self.world.tick(), slots))
+
+        def pick(self, data: st.DataObject, among: Any) -> int:
+            trial: int = data.draw(st.sampled_from(sorted(among)))
+            return trial
+
+        @rule()
+        def tick(self) -> None:
+            self.world.tell(Ticked(self.world.tick()))
+
+        @precondition(lambda self: self.world.finish is None)
+        @rule(slots=st.integers(0, 12))
+        def resize(self, slots: int) -> None:
+            self.world.tell(Slots(self.world.tick(), slots))
+
+        @precondition(lambda self: self.world.asked)
+        @rule(
+            data=st.data(),
+            times=st.integers(1, 12),
+            kind=st.sampled_from(["config", "config", "config", "wait", "wait", "exhausted"]),
+        )
+        def serve(self, data: st.DataObject, times: int, kind: str) -> None:
+            for _ in range(times):
+                if self.world.asked:
+                    self.world.serve(self.pick(data, self.world.asked), kind)
+
+        @precondition(lambda self: self.world.running)
+        @rule(data=st.data(), steps=st.integers(1, 3), loss=losses, save=st.booleans())
+        def say(self, data: st.DataObject, steps: int, loss: Any, save: bool) -> None:
+            trial = self.pick(data, self.world.running)
+            if self.world.stands[trial] + steps < self.world.running[trial].until:
+                self.world.say(trial, steps, loss, save)
+
+        @precondition(lambda self: self.world.running)
+        @rule(data=st.data(), loss=losses, ahead=st.sampled_from([0, 0, 0, 1, 20]), save=st.booleans())
+        def reach(self, data: st.DataObject, loss: Any, ahead: int, save: bool) -> None:
+            self.world.reach(self.pick(data, self.world.running), loss, ahead, save)
+
+        @precondition(lambda self: self.world.running)
+        @rule(loss=st.lists(losses, min_size=1, max_size=12))
+        def reach_all(self, loss: list[Any]) -> None:
+            for trial, value in zip(sorted(self.world.running), loss, strict=False):
+                if trial in self.world.running:
+                    self.world.reach(trial, value, 0, save=True)
+
+        @precondition(lambda self: self.world.running)
+        @rule(data=st.data(), how=st.sampled_from([How.RETURNED, How.STOPPED]), loss=losses)
+        def end(self, data: st.DataObject, how: How, loss: Any) -> None:
+            self.world.end(self.pick(data, self.world.running), how, loss)
+
+        @precondition(lambda self: self.world.unwinding)
+        @rule(data=st.data())
+        def unwound(self, data: st.DataObject) -> None:
+            self.world.end(self.pick(data, self.world.unwinding), How.UNWOUND)
+
+        @precondition(lambda self: self.world.running)
+        @rule(data=st.data(), failure=st.sampled_from(Failure))
+        def fail(self, data: st.DataObject, failure: Failure) -> None:
+            self.world.fail(self.pick(data, self.world.running), failure)
+
+        @precondition(lambda self: self.world.stands)
+        @rule(data=st.data())
+        def evict(self, data: st.DataObject) -> None:
+            trial = self.pick(data, self.world.stands)
+            if trial not in self.world.running:
+                del self.world.stands[trial]
+
+        @precondition(lambda self: self.world.past)
+        @rule(data=st.data())
+        def hear_again(self, data: st.DataObject) -> None:
+            self.world.hear_again(data.draw(st.sampled_from(self.world.past)))
+
+        @precondition(lambda self: self.world.finish is None or not self.world.finish.complete)
+        @rule()
+        def die(self) -> None:
+            self.world.open()
+
+        @precondition(lambda self: self.world.finish is None)
+        @rule()
+        def stop(self) -> None:
+            self.world.tell(StopAsked(self.world.tick(), "Ctrl-C"))
+
+        def teardown(self) -> None:
+            if hasattr(self, "world"):
+                self.world.run_to_end()
+                self.world.replay()
+
+    return Machine
+
+
+@pytest.mark.timeout(600)  # a failure takes minutes to shrink
+@pytest.mark.parametrize("name", [*SETTINGS, *TOYS])
+def test_machine(name: str) -> None:
+    run_state_machine_as_test(machine(name))
