@@ -49,16 +49,27 @@ class Objective:
                 None, (), Failure.NO_METRIC, f"no metric {self.metric!r} in the report; the trial reported: {names}"
             )
         raw = metrics[self.metric]
-        if isinstance(raw, bool) or not isinstance(raw, (int, float)) or not math.isfinite(raw):
+        value = _finite(raw)
+        if value is None:
             return Reading(
                 None, (), Failure.NOT_FINITE, f"metric {self.metric!r} was {raw!r}; a finite number is needed"
             )
-        value = float(raw)
         return Reading(-value if self.mode == "max" else value, (value,))
 
     def better(self, raw: float, than: float) -> bool:
         """Whether one raw value of the metric beats another."""
         return raw > than if self.mode == "max" else raw < than
+
+
+def _finite(raw: object) -> float | None:
+    """A reported value as a float, None if it is no finite number."""
+    if isinstance(raw, bool) or not isinstance(raw, (int, float)):
+        return None
+    try:
+        value = float(raw)
+    except OverflowError:  # a whole number that no float holds
+        return None
+    return value if math.isfinite(value) else None
 
 
 AUTOMATIC = (

@@ -60,10 +60,10 @@ class Scheduler(Protocol):
     def judge(self, seen: Observation) -> Sequence[Stop]:
         """A trial spoke or ended: who must go? A trial that ended (``seen.ended``) is already gone."""
 
-    def close(self, unserved: Sequence[int] = ()) -> None:
+    def close(self, unserved: Sequence[int] = ()) -> Sequence[Stop]:
         """No trial will be started any more; ``unserved`` were started but got no configuration, and never ran.
 
-        After this `next` must not answer `Start`. May be called more than once.
+        Who must go, now that this is known? After this `next` must not answer `Start`. May be called more than once.
         """
 
 

@@ -22,6 +22,8 @@ class Retries:
     def __post_init__(self) -> None:
         if isinstance(self.max_failures, bool) or not isinstance(self.max_failures, int) or self.max_failures < -1:
             raise ValueError(f"max_failures must be an integer, -1 (for ever) or more, got {self.max_failures!r}")
+        if isinstance(self.max_losses, bool) or not isinstance(self.max_losses, int) or self.max_losses < 0:
+            raise ValueError(f"max_losses must be an integer, 0 or more, got {self.max_losses!r}")
 
     def again(self, failure: Failure, errors: int, losses: int) -> bool:
         """Whether a trial with so many errors, and losses in a row, this one counted in, runs again."""

@@ -11,7 +11,7 @@ knows of all trials before it; one that answers later does not hold up what the 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import assert_never
 
@@ -170,7 +170,7 @@ class Study:
             case Exhausted():
                 del self._asked[event.trial]
                 self._limit = self._starts
-                self._scheduler.close([start.trial])
+                self._close([start.trial])
             case Wait():
                 self._deferred.append(event.trial)
 
@@ -285,6 +285,10 @@ class Study:
         deferred, self._deferred = self._deferred, []
         self._out += [Ask(trial, self._asked[trial].until, self.ledger.pending()) for trial in deferred]
 
+    def _close(self, unserved: Sequence[int] = ()) -> None:
+        for stop in self._scheduler.close(unserved):
+            self._stop(stop)
+
     def _stop(self, stop: Stop) -> None:
         entry = self.ledger.get(stop.trial)
         if entry is None or entry.state.over:
@@ -381,9 +385,10 @@ class Study:
             raise IllegalChange(f"the scheduler starts trial {start.trial} after it was told that none will be served")
         self._starts += 1
         self._asked[start.trial] = start
-        self._out += [start, Ask(start.trial, start.until, self.ledger.pending())]
+        self._out.append(start)
         if self._starts == self._limit:
-            self._scheduler.close()
+            self._close()
+        self._out.append(Ask(start.trial, start.until, self.ledger.pending()))
 
     def _resume(self, resume: Resume) -> None:
         entry = self.ledger.move(resume.trial, State.RUNNING)

@@ -125,10 +125,11 @@ class Asha:
         self._ready[seen.trial] = Lease(lease.bracket, following)
         return []
 
-    def close(self, unserved: Sequence[int] = ()) -> None:
+    def close(self, unserved: Sequence[int] = ()) -> list[Stop]:
         self._closed = True
         for trial in unserved:
             self._running.pop(trial, None)
+        return []
 
     def _verdict(self, seen: Observation, lease: Lease, rung: int) -> Why | None:
         """Why the trial must go, or None; takes note of its result."""

@@ -41,6 +41,7 @@ class Fifo:
             self._running.discard(seen.trial)
         return []
 
-    def close(self, unserved: Sequence[int] = ()) -> None:
+    def close(self, unserved: Sequence[int] = ()) -> list[Stop]:
         self._closed = True
         self._running.difference_update(unserved)
+        return []

@@ -104,7 +104,6 @@ class Hyperband:
         self._alive: dict[int, Halving] = {}  # the trials that are not over; finished brackets are held by nobody
         self._running: dict[int, int] = {}  # trial to its lease's `until`
         self._ready: list[tuple[int, int, int]] = []  # a heap of promoted trials: (bracket, place, trial)
-        self._late: dict[int, Stop] = {}  # what `close` decided and `judge` has not said yet
         self._closed = False
 
     def next(self) -> Action:
@@ -118,8 +117,6 @@ class Hyperband:
         return Wait() if self._alive else Done()
 
     def judge(self, seen: Observation) -> list[Stop]:
-        if seen.ended:
-            self._late.pop(seen.trial, None)
         halving = self._alive.get(seen.trial)
         if halving is None or not (seen.ended or seen.until == self._running.get(seen.trial)):
             return []  # it was said before
@@ -127,8 +124,7 @@ class Hyperband:
         # A paused trial that ends keeps the result that it has at its rung.
         halving.heard.setdefault(seen.trial, Result(seen.value, seen.level))
         halving.awaited.discard(seen.trial)
-        stops = list(self._late.values())
-        self._late.clear()
+        stops: list[Stop] = []
         why = None
         if seen.value is None:
             why = Why.NO_VALUE
@@ -140,7 +136,7 @@ class Hyperband:
             stops.append(Stop(seen.trial, why))
         return stops + self._settle(halving)
 
-    def close(self, unserved: Sequence[int] = ()) -> None:
+    def close(self, unserved: Sequence[int] = ()) -> list[Stop]:
         self._closed = True
         touched = [self._filling]
         for trial in unserved:
@@ -149,9 +145,7 @@ class Hyperband:
                 halving.awaited.remove(trial)
                 del self._running[trial]
                 touched.append(halving)
-        # Only `judge` may say who must go. It will be asked: a rung that stops any trial promotes another.
-        for halving in touched:
-            self._late.update((stop.trial, stop) for stop in self._settle(halving))
+        return [stop for halving in touched for stop in self._settle(halving)]
 
     def _start(self) -> Start:
         if not self._filling.vacant:

@@ -70,9 +70,10 @@ class Scripted:
         self.live.difference_update(stop.trial for stop in stops)
         return stops
 
-    def close(self, unserved: Sequence[int] = ()) -> None:
+    def close(self, unserved: Sequence[int] = ()) -> Sequence[Stop]:
         self.closed.append(tuple(unserved))
         self.live.difference_update(unserved)
+        return []
 
 
 class Desk:

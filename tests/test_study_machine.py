@@ -115,10 +115,11 @@ class ToyPbtScheduler:
         self._ready.append(("resume", seen.trial, until))
         return []
 
-    def close(self, unserved: Sequence[int] = ()) -> None:
+    def close(self, unserved: Sequence[int] = ()) -> Sequence[Stop]:
         self._closed = True
         for trial in unserved:
             self._live.pop(trial, None)
+        return []
 
 
 @dataclass(frozen=True)
@@ -171,10 +172,11 @@ class ToyMedianScheduler:
         del self._live[trial], self._heard[trial]
         return [Stop(trial, why)]
 
-    def close(self, unserved: Sequence[int] = ()) -> None:
+    def close(self, unserved: Sequence[int] = ()) -> Sequence[Stop]:
         self._closed = True
         for trial in unserved:
             self._live.pop(trial, None)
+        return []
 
 
 TOYS: dict[str, SchedulingPolicy] = {"toy pbt": ToyPbt(), "toy median": ToyMedian()}

@@ -116,7 +116,7 @@ class World:
 
     def close(self) -> None:
         self.closed = True
-        self.call(lambda s: s.close())
+        self._obey(self.call(lambda s: s.close()))
 
     def exhaust(self, unserved: Sequence[int]) -> None:
         """The searcher has no configuration any more, for these trials that wait for one neither."""
@@ -124,7 +124,7 @@ class World:
         self.unserved.update(unserved)
         for trial in unserved:
             del self.proposing[trial]
-        self.call(lambda s: s.close(unserved))
+        self._obey(self.call(lambda s: s.close(unserved)))
 
     # ---- the trials' side
 

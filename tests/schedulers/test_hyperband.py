@@ -181,26 +181,15 @@ def test_a_result_at_full_budget_needs_no_further_rung() -> None:
     assert scheduler.judge(seen(0, 1, 5.0, level=9.5)) == [Stop(0, Why.FULL_BUDGET)]
 
 
-def test_stops_decided_at_close_come_with_the_next_word() -> None:
+def test_closing_settles_the_bracket_that_was_being_filled() -> None:
     scheduler = HyperBandScheduler(max_t=9).build(seed=0)
     start(scheduler, 4)
     for trial in range(3):
         assert scheduler.judge(seen(trial, 1, float(trial))) == []
-    scheduler.close(unserved=[3])
+    assert scheduler.close(unserved=[3]) == [Stop(1, Why.NOT_PROMOTED), Stop(2, Why.NOT_PROMOTED)]
     assert [scheduler.next(), scheduler.next()] == [Resume(0, 3), Wait()]
-    assert scheduler.judge(seen(0, 3, 0.0)) == [Stop(1, Why.NOT_PROMOTED), Stop(2, Why.NOT_PROMOTED)]
+    assert scheduler.judge(seen(0, 3, 0.0)) == []
     assert scheduler.next() == Resume(0, 9)
-
-
-def test_a_stop_decided_at_close_is_not_said_of_a_trial_that_ended_meanwhile() -> None:
-    scheduler = HyperBandScheduler(max_t=9).build(seed=0)
-    start(scheduler, 4)
-    for trial in range(3):
-        scheduler.judge(seen(trial, 1, float(trial)))
-    scheduler.close(unserved=[3])
-    assert scheduler.judge(seen(1, 1, 1.0, ended=True)) == []
-    assert scheduler.next() == Resume(0, 3)
-    assert scheduler.judge(seen(0, 3, 0.0)) == [Stop(2, Why.NOT_PROMOTED)]
 
 
 def test_last_trials_may_run_on() -> None:
