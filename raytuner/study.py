@@ -286,8 +286,11 @@ class Study:
         self._out += [Ask(trial, self._asked[trial].until, self.ledger.pending()) for trial in deferred]
 
     def _close(self, unserved: Sequence[int] = ()) -> None:
-        for stop in self._scheduler.close(unserved):
+        stops = self._scheduler.close(unserved)
+        for stop in stops:
             self._stop(stop)
+        if stops:
+            self._ask_again()
 
     def _stop(self, stop: Stop) -> None:
         entry = self.ledger.get(stop.trial)

@@ -51,6 +51,7 @@ class Scripted:
         self.every_report = every_report
         self.seen: list[Observation] = []
         self.closed: list[Sequence[int]] = []
+        self.closing: list[Stop] = []  # who must go when it is closed
         self.live: set[int] = set()
         self._judge = judge
 
@@ -72,8 +73,9 @@ class Scripted:
 
     def close(self, unserved: Sequence[int] = ()) -> Sequence[Stop]:
         self.closed.append(tuple(unserved))
-        self.live.difference_update(unserved)
-        return []
+        self.live.difference_update([*unserved, *(stop.trial for stop in self.closing)])
+        closing, self.closing = self.closing, []
+        return closing
 
 
 class Desk:
@@ -532,6 +534,25 @@ def test_the_last_trial_may_go_unserved() -> None:
     assert desk.tell(Proposed(desk.tick(), 1, Exhausted())) == []
     assert desk.tell(Proposed(desk.tick(), 0, Exhausted())) == [Finish(True, "every trial is over")]
     assert scheduler.closed == [(), (1,), (0,)]
+
+
+def test_a_scheduler_that_is_closed_says_who_must_go() -> None:
+    """Trial 0 is paused, 1's configuration deferred, and there is none for 2: 0 is stopped, 1 is asked for again."""
+    asked: list[int] = []
+
+    def answer(ask: Ask, told: Sequence[Observation]) -> Answer | None:
+        asked.append(ask.trial)
+        return [Proposal({}), Wait() if len(asked) < 5 else Proposal({}), None, Proposal({})][ask.trial]
+
+    desk = Desk(Scripted(Start(0, 1), Start(1, 1), Start(2, 1)), slots=3, answer=answer)
+    desk.scheduler.wishes.append(Start(3, 9))
+    desk.end(0)
+    assert asked == [0, 1, 2, 1, 3]
+    asked.clear()
+    desk.scheduler.closing = [Stop(0, Why.NOT_PROMOTED)]
+    commands = desk.tell(Proposed(desk.tick(), 2, Exhausted()))
+    assert overs(commands) == [(0, Why.NOT_PROMOTED)]
+    assert asked == [1]
 
 
 def test_nothing_is_started_after_exhaustion() -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -571,4 +572,4 @@ def machine(name: str) -> type[RuleBasedStateMachine]:
 @pytest.mark.timeout(600)  # a failure takes minutes to shrink
 @pytest.mark.parametrize("name", [*SETTINGS, *TOYS])
 def test_machine(name: str) -> None:
-    run_state_machine_as_test(machine(name))
+    run_state_machine_as_test(machine(name), settings=settings(stateful_step_count=30))
