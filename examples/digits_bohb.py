@@ -162,7 +162,7 @@ def final_accuracy(config: Mapping[str, Any], checkpoint: tune.Checkpoint) -> fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Tune a small torch network on handwritten digits with BOHB.")
-    parser.add_argument("--num-samples", type=int, default=98, help="configurations to try (default: %(default)s)")
+    parser.add_argument("--num-samples", type=int, default=49, help="configurations to try (default: %(default)s)")
     parser.add_argument("--storage", default=str(Path(__file__).resolve().parent.parent / "results"))
     parser.add_argument("--name", default="digits_bohb", help="of the study; the same name goes on with it")
     args = parser.parse_args()
@@ -173,7 +173,7 @@ def main() -> None:
         tune_config=tune.TuneConfig(
             metric="accuracy",
             mode="max",
-            num_samples=args.num_samples,  # 98: twice through Hyperband's brackets for 27 epochs
+            num_samples=args.num_samples,  # 49: once through Hyperband's brackets for 27 epochs
             search_alg=BOHB(),
             scheduler=HyperBandScheduler(max_t=EPOCHS, reduction_factor=3),
             seed=SEED,

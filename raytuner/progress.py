@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from raytuner.events import Over
 from raytuner.journal import Row, Said
 from raytuner.study import Study
 from raytuner.trial import END, State
@@ -64,6 +65,10 @@ class Progress:
     def __call__(self, study: Study, rows: Sequence[Row], said: Sequence[Said]) -> None:
         """A turn was made durable."""
         self._reports += len(said)
+        if self._verbose > 1:
+            for row in rows:
+                if isinstance(row, Over):
+                    self._console.print(self._end_of(row), soft_wrap=True, highlight=False, markup=False)
         now = time.monotonic()
         if self._live and now - self._shown >= _DRAW_EVERY_S:
             self._shown = now
@@ -71,6 +76,12 @@ class Progress:
         elif self._verbose and not self._live and now - self._shown >= _LINE_EVERY_S:
             self._shown = now
             self._console.print(self._line(), soft_wrap=True)
+
+    def _end_of(self, over: Over) -> str:
+        entry = self._study.ledger[over.trial]
+        metric = self._study.objective.metric
+        value = f", {metric} {_short(entry.metrics[metric])}" if metric in entry.metrics else ""
+        return f"trial {over.trial} {over.state.value} at step {entry.step}{value}: {over.why.value}"
 
     def _over(self) -> int:
         return sum(count for state, count in self._study.ledger.counts().items() if state.over)

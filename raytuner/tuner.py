@@ -80,7 +80,7 @@ class RunConfig:
 
     ``name``: of the study and its folder (default: the function's name and the time). ``storage_path``: the folder of
     the study's folder (default ``~/raytuner_results``). ``stop``: metric names and the value at or above which a trial
-    ends, e.g. ``{"training_iteration": 27}``. ``verbose``: 0 silent, 1 progress.
+    ends, e.g. ``{"training_iteration": 27}``. ``verbose``: 0 silent, 1 progress, 2 also each trial's end.
     """
 
     name: str | None = None

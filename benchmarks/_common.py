@@ -1,0 +1,78 @@
+"""What the benchmarks share: where they ran, how fast this disk and this pyarrow are, and how a table looks."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+console = Console(width=110, highlight=False)
+
+_TURN_BYTES = 2_000  # about what one turn of the driver's loop writes to a file
+
+
+def print_place(folder: Path, packages: Sequence[str]) -> None:
+    """Versions, cores and load: a figure means nothing without them."""
+    found = [f"Python {platform.python_version()}"]
+    for package in packages:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:  # run from a checkout that is not installed
+            found.append(f"{package} (not installed)")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    console.print(", ".join(found))
+    console.print(f"{platform.system()} {platform.machine()}, {cores} cores, {load()}; files in {folder}")
+
+
+def load() -> str:
+    """How many processes wanted a core in the last minute: on a busy machine every figure is a lower bound."""
+    return f"load {os.getloadavg()[0]:.1f}"
+
+
+def fsyncs_per_s(folder: Path, seconds: float = 0.5) -> float:
+    """How often per second this disk makes a small append to a growing file durable."""
+    path = folder / "fsyncs"
+    file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+    count, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        os.write(file, b"x" * _TURN_BYTES)
+        os.fsync(file)
+        count += 1
+    took = time.perf_counter() - begun
+    os.close(file)
+    path.unlink()
+    return count / took
+
+
+def middle(samples: Sequence[float]) -> str:
+    """A floor that was measured several times: its median, lowest and highest."""
+    return f"{number(statistics.median(samples))} ({number(min(samples))} to {number(max(samples))})"
+
+
+def number(value: float) -> str:
+    """Three digits that mean something."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} %"
+
+
+def table(title: str, *columns: str) -> Table:
+    """An empty table whose first column is text and whose others are figures."""
+    made = Table(
+        title=title, title_justify="left", title_style="bold", header_style="", box=SIMPLE_HEAD, pad_edge=False
+    )
+    for place, column in enumerate(columns):
+        made.add_column(column, justify="left" if place == 0 else "right", no_wrap=place == 0)
+    return made

@@ -1,0 +1,341 @@
+"""What raytuner's own code costs, without Ray: study, driver and journal on the simulator.
+
+    python benchmarks/control_plane.py [--quick] [--profile]
+
+Trials are made up and take no time: what the simulator itself takes is measured and left out. Every trial speaks at an
+instant of its own, so that each report is a turn of the driver's loop with its own fsyncs: the worst case. On a real
+cluster several trials are heard in one turn.
+
+Printed are, for random search and BOHB under ASHA and Hyperband:
+
+1. decisions, events and reports per second with the journal on the disk and with a journal that keeps nothing, beside
+   this disk's fsyncs per second, measured right before and right after each run;
+2. what a commit costs, beside pyarrow writing the same batches, with the same fsyncs, and nothing else;
+3. how fast a study that is over reopens, beside pyarrow reading the same batches; how many bytes it takes.
+
+``--profile`` prints where the time goes instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import os
+import pstats
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pyarrow as pa
+from _common import console, fsyncs_per_s, load, number, percent, print_place, table
+
+from raytuner.checkpoints import CheckpointConfig
+from raytuner.driver import Driver, Recorder
+from raytuner.events import Event
+from raytuner.executors.simulate import Simulation, Workload, World
+from raytuner.journal import Journal, Row, Said
+from raytuner.objective import Objective
+from raytuner.protocols import SchedulingPolicy, SearchAlgorithm
+from raytuner.retry import Retries
+from raytuner.schedulers import ASHAScheduler, HyperBandScheduler
+from raytuner.searchers import BOHB, RandomSearch
+from raytuner.segments import Turn, read_segment
+from raytuner.space import Space, choice, loguniform, randint, uniform
+from raytuner.study import Study
+from raytuner.trial import Lease, Trial
+
+SPACE = {
+    "lr": loguniform(1e-5, 1.0),
+    "width": randint(4, 64),
+    "dropout": uniform(0.0, 0.8),
+    "batch": choice([32, 64, 128]),
+    "optimizer": choice([{"name": "sgd", "momentum": uniform(0.0, 0.99)}, {"name": "adam"}]),
+}
+SLOTS = 16
+STEPS = 81
+CASES: Mapping[str, tuple[SearchAlgorithm, SchedulingPolicy]] = {
+    "random, ASHA": (RandomSearch(), ASHAScheduler(max_t=STEPS, reduction_factor=3)),
+    "random, Hyperband": (RandomSearch(), HyperBandScheduler(max_t=STEPS)),
+    "BOHB, ASHA": (BOHB(), ASHAScheduler(max_t=STEPS, reduction_factor=3)),
+    "BOHB, Hyperband": (BOHB(), HyperBandScheduler(max_t=STEPS)),
+}
+
+
+def curve(trial: Trial, step: int) -> dict[str, Any]:
+    """Two metrics that a model can learn something from."""
+    return {"loss": abs(trial.config["lr"] - 0.01) + trial.config["dropout"] / 10 + 1.0 / step, "seen": 128 * step}
+
+
+def seconds(trial: Trial, step: int) -> float:
+    """Virtual ones; no two trials are equally fast."""
+    return 1.0 + trial.id * 0.6180339887498949 % 1.0
+
+
+# ------------------------------------------------------------------------------------------------------- the parts
+
+
+class Outside:
+    """The simulator and the place of its checkpoints, with a stopwatch: what they take is no cost of raytuner's."""
+
+    def __init__(self, slots: int) -> None:
+        self._world = World()
+        self._simulation = Simulation(self._world, Workload(curve, seconds), slots)
+        self.wall_s = 0.0
+
+    def _timed(self, call: Any, *args: Any) -> Any:
+        begun = time.perf_counter()
+        try:
+            return call(*args)
+        finally:
+            self.wall_s += time.perf_counter() - begun
+
+    def run(self, lease: Lease) -> None:
+        self._timed(self._simulation.run, lease)
+
+    def unwind(self, trial: int, attempt: int) -> None:
+        self._timed(self._simulation.unwind, trial, attempt)
+
+    def wait(self, timeout_s: float | None) -> Sequence[Event]:
+        return self._timed(self._simulation.wait, timeout_s)
+
+    def delete(self, trial: int, step: int) -> None:
+        self._timed(self._world.delete, trial, step)
+
+    def sweep(self, referenced: set[tuple[int, int]]) -> object:
+        return self._timed(self._world.sweep, referenced)
+
+    def sweep_trial(self, trial: int, referenced: set[int]) -> object:
+        return self._timed(self._world.sweep_trial, trial, referenced)
+
+    def now(self) -> float:
+        return self._simulation.now()
+
+    def close(self) -> None:
+        self._simulation.close()
+
+
+class Nothing:
+    """A journal that keeps nothing."""
+
+    def rows(self) -> Iterable[Row]:
+        return ()
+
+    def last_steps(self) -> dict[int, int]:
+        return {}
+
+    def commit(self, rows: Sequence[Row], reports: Sequence[Said]) -> None:
+        pass
+
+
+class Counting:
+    """A journal, what went into it, and how long it took."""
+
+    def __init__(self, journal: Recorder) -> None:
+        self._journal = journal
+        self.rows, self.last_steps = journal.rows, journal.last_steps
+        self.turns = self.fsyncs = self.events = self.decisions = self.reports = 0
+        self.walls_s: list[float] = []
+        self.cpu_s = 0.0
+
+    def commit(self, rows: Sequence[Row], reports: Sequence[Said]) -> None:
+        wall, cpu = time.perf_counter(), time.process_time()
+        self._journal.commit(rows, reports)
+        self.walls_s.append(time.perf_counter() - wall)
+        self.cpu_s += time.process_time() - cpu
+        events = sum(isinstance(row, Event) for row in rows)
+        self.turns += bool(rows or reports)
+        self.fsyncs += bool(rows) + bool(reports)
+        self.events += events
+        self.decisions += len(rows) - events
+        self.reports += len(reports)
+
+
+@dataclass(frozen=True)
+class Life:
+    """A study from its start to its end. ``wall_s``: without the simulator."""
+
+    trials: int
+    wall_s: float
+    journal: Counting
+
+
+def driver(case: str, trials: int, journal: Recorder, outside: Outside) -> tuple[Study, Driver]:
+    searcher, scheduler = CASES[case]
+    study = Study(Objective("loss"), scheduler.build(0), trials, Retries(0), CheckpointConfig(num_to_keep=1))
+    return study, Driver(study, searcher.build(Space(SPACE), 0), journal, outside, outside)
+
+
+def live(case: str, trials: int, journal: Recorder) -> Life:
+    outside, counting = Outside(SLOTS), Counting(journal)
+    study, machine = driver(case, trials, counting, outside)
+    begun = time.perf_counter()
+    finish = machine.run(outside)
+    took = time.perf_counter() - begun
+    assert finish.complete, finish
+    assert len(study.ledger) == trials, len(study.ledger)
+    return Life(trials, took - outside.wall_s, counting)
+
+
+# ------------------------------------------------------------------------------------------------ bare pyarrow
+
+
+Segments = Mapping[str, Sequence[Turn]]
+"""What is in each file of a study's journal and reports."""
+
+
+def segments(root: Path) -> Segments:
+    files = [*sorted((root / "journal").glob("*.arrow")), *sorted((root / "reports").glob("*.arrow"))]
+    return {f"{path.parent.name}-{path.name}": read_segment(path, last=True)[0] for path in files}
+
+
+def write_bare(found: Segments, folder: Path) -> tuple[list[float], float]:
+    """Write the same batches to as many files, each turn's with the same fsyncs; seconds of each turn, CPU of all."""
+    folder.mkdir()
+    turns = sorted((turn.number, name, turn.batch) for name, turns in found.items() for turn in turns)
+    files = {name: open(folder / name, "wb") for name in found}  # noqa: SIM115
+    writers = {name: pa.ipc.new_stream(files[name], turns[0].batch.schema) for name, turns in found.items()}
+    walls_s, cpu = [], time.process_time()
+    for _, parts in groupby(turns, key=lambda turn: turn[0]):
+        wall = time.perf_counter()
+        for _, name, batch in parts:
+            writers[name].write_batch(batch)
+            files[name].flush()
+            os.fsync(files[name].fileno())
+        walls_s.append(time.perf_counter() - wall)
+    cpu_s = time.process_time() - cpu
+    for name, file in files.items():
+        writers[name].close()
+        file.close()
+    return walls_s, cpu_s
+
+
+def read_bare(folder: Path) -> float:
+    """Read what `write_bare` wrote, as tables and as Python values; seconds."""
+    begun = time.perf_counter()
+    for path in folder.iterdir():
+        with pa.memory_map(str(path)) as file:
+            pa.ipc.open_stream(file).read_all().to_pylist()
+    return time.perf_counter() - begun
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.arrow"))
+
+
+# ---------------------------------------------------------------------------------------------------- the figures
+
+
+def measure(trials: int, folder: Path) -> None:
+    rates = table(
+        f"1. Control plane: {trials} trials, up to {STEPS} steps, {SLOTS} slots; without the simulator's own time",
+        *("", "journal", "decisions/s", "events/s", "reports/s", "ms/turn", "fsyncs/s", "bare fsyncs/s", "of bare"),
+    )
+    costs = table(
+        "2. Commits: a durable turn (median) and its CPU time (mean), beside bare pyarrow with the same fsyncs",
+        *("", "turns", "share of time", "ms", "bare ms", "times bare", "CPU us", "bare CPU us", "times bare"),
+    )
+    reopened = table(
+        "3. Reopening a study that is over, and its size",
+        *("", "rows", "open ms", "replay ms", "rows/s", "bare rows/s", "of bare"),
+        *("journal B/trial", "reports B/row"),
+    )
+    live("BOHB, Hyperband", 30, Nothing())  # imports, caches
+    for place, case in enumerate(CASES):
+        root = folder / str(place)
+        before = fsyncs_per_s(folder)
+        journal = Journal(root)
+        disk = live(case, trials, journal)
+        journal.close()
+        bare_fsyncs = (before + fsyncs_per_s(folder)) / 2
+        nothing = live(case, trials, Nothing())
+        for name, life in (("on disk", disk), ("nothing", nothing)):
+            did, fsyncs = life.journal, life.journal.fsyncs / life.wall_s
+            rates.add_row(
+                case if life is disk else "",
+                name,
+                *(number(count / life.wall_s) for count in (did.decisions, did.events, did.reports)),
+                f"{1e3 * life.wall_s / did.turns:.2f}",
+                *([number(fsyncs), number(bare_fsyncs), percent(fsyncs, bare_fsyncs)] if life is disk else []),
+            )
+
+        did, found = disk.journal, segments(root)
+        bare_walls_s, bare_cpu_s = write_bare(found, folder / f"bare-{place}")
+        ours_ms, bare_ms = 1e3 * median(did.walls_s), 1e3 * median(bare_walls_s)
+        costs.add_row(
+            case,
+            f"{did.turns:,}",
+            percent(sum(did.walls_s), disk.wall_s),
+            *(f"{ours_ms:.2f}", f"{bare_ms:.2f}", f"{ours_ms / bare_ms:.2f}"),
+            *(number(1e6 * did.cpu_s / did.turns), number(1e6 * bare_cpu_s / did.turns)),
+            f"{did.cpu_s / bare_cpu_s:.2f}",
+        )
+
+        begun = time.perf_counter()
+        journal = Journal(root)
+        opened = time.perf_counter()
+        study, _ = driver(case, trials, journal, Outside(SLOTS))
+        replayed = time.perf_counter()
+        journal.close()
+        assert study.finished is not None
+        assert study.finished.complete
+        rows = did.events + did.decisions + did.reports
+        bare_read_s = read_bare(folder / f"bare-{place}")
+        reopened.add_row(
+            case,
+            f"{rows:,}",
+            number(1e3 * (opened - begun)),
+            number(1e3 * (replayed - opened)),
+            number(rows / (replayed - begun)),
+            number(rows / bare_read_s),
+            percent(bare_read_s, replayed - begun),
+            number(size(root / "journal") / trials),
+            number(size(root / "reports") / did.reports),
+        )
+    for each in (rates, costs, reopened):
+        console.print(each)
+    console.print(
+        "Decisions: starts, resumes, ends, dropped checkpoints. Events: what the study was told and recorded. A turn: "
+        "one round of the driver's loop, here for one trial's report. Rows: of both tables. Bare reading: neither "
+        f"checksums nor repair. Afterwards: {load()}.",
+    )
+
+
+def profile(trials: int, folder: Path) -> None:
+    for name in ("nothing", "on disk"):
+        journal: Recorder = Journal(folder / "profiled") if name == "on disk" else Nothing()
+        profiler = cProfile.Profile()
+        profiler.enable()
+        life = live("BOHB, Hyperband", trials, journal)
+        profiler.disable()
+        turns = life.journal.turns
+        console.print(f"BOHB, Hyperband, {trials} trials, {turns:,} turns, journal: {name}, profiled", style="bold")
+        for order in ("tottime", "cumtime"):
+            pstats.Stats(profiler).sort_stats(order).print_stats(30)
+    journal = Journal(folder / "profiled")
+    profiler = cProfile.Profile()
+    profiler.enable()
+    journal = Journal(folder / "profiled")
+    driver("BOHB, Hyperband", trials, journal, Outside(SLOTS))
+    profiler.disable()
+    console.print("Reopened, profiled", style="bold")
+    pstats.Stats(profiler).sort_stats("tottime").print_stats(30)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer trials")
+    parser.add_argument("--profile", action="store_true", help="print where the time goes")
+    parser.add_argument("--folder", type=Path, help="on the disk to be measured (default: that of temporary files)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.folder, prefix="raytuner-bench-") as name:
+        print_place(Path(name), ("raytuner", "pyarrow", "numpy"))
+        (profile if args.profile else measure)(40 if args.quick else 120, Path(name))
+
+
+if __name__ == "__main__":
+    main()
