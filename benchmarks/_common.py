@@ -37,19 +37,30 @@ def load() -> str:
     return f"load {os.getloadavg()[0]:.1f}"
 
 
-def fsyncs_per_s(folder: Path, seconds: float = 0.5) -> float:
-    """How often per second this disk makes a small append to a growing file durable."""
-    path = folder / "fsyncs"
-    file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
-    count, begun = 0, time.perf_counter()
-    while time.perf_counter() - begun < seconds:
-        os.write(file, b"x" * _TURN_BYTES)
-        os.fsync(file)
-        count += 1
-    took = time.perf_counter() - begun
-    os.close(file)
-    path.unlink()
-    return count / took
+class Disk:
+    """Small appends to a growing file, each made durable: what any journal must wait for.
+
+    On a disk that others use too this changes by the second: measure it between what it is compared with.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = os.open(folder / "fsyncs", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+        self.took_s: list[float] = []
+
+    def sync(self) -> float:
+        """One append; how many seconds it took."""
+        begun = time.perf_counter()
+        os.write(self._file, b"x" * _TURN_BYTES)
+        os.fsync(self._file)
+        self.took_s.append(time.perf_counter() - begun)
+        return self.took_s[-1]
+
+    def sync_for(self, seconds: float) -> float:
+        """Appends one after the other for so long; how many there were per second."""
+        first, begun = len(self.took_s), time.perf_counter()
+        while time.perf_counter() - begun < seconds:
+            self.sync()
+        return (len(self.took_s) - first) / (time.perf_counter() - begun)
 
 
 def middle(samples: Sequence[float]) -> str:

@@ -9,8 +9,9 @@ cluster several trials are heard in one turn.
 Printed are, for random search and BOHB under ASHA and Hyperband:
 
 1. decisions, events and reports per second with the journal on the disk and with a journal that keeps nothing, beside
-   this disk's fsyncs per second, measured right before and right after each run;
-2. what a commit costs, beside pyarrow writing the same batches, with the same fsyncs, and nothing else;
+   this disk's fsyncs per second, of which one is measured after each turn;
+2. what a commit costs, beside pyarrow writing the same batches with the same fsyncs and nothing else: the same turns
+   once more, written by both in alternation;
 3. how fast a study that is over reopens, beside pyarrow reading the same batches; how many bytes it takes.
 
 ``--profile`` prints where the time goes instead.
@@ -24,15 +25,14 @@ import os
 import pstats
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import pyarrow as pa
-from _common import console, fsyncs_per_s, load, number, percent, print_place, table
+from _common import Disk, console, load, number, percent, print_place, table
 
 from raytuner.checkpoints import CheckpointConfig
 from raytuner.driver import Driver, Recorder
@@ -44,7 +44,7 @@ from raytuner.protocols import SchedulingPolicy, SearchAlgorithm
 from raytuner.retry import Retries
 from raytuner.schedulers import ASHAScheduler, HyperBandScheduler
 from raytuner.searchers import BOHB, RandomSearch
-from raytuner.segments import Turn, read_segment
+from raytuner.segments import read_segment
 from raytuner.space import Space, choice, loguniform, randint, uniform
 from raytuner.study import Study
 from raytuner.trial import Lease, Trial
@@ -133,33 +133,45 @@ class Nothing:
 
 
 class Counting:
-    """A journal, what went into it, and how long it took."""
+    """A journal, and what went into it. With a ``disk``, a bare fsync of it after each turn."""
 
-    def __init__(self, journal: Recorder) -> None:
+    def __init__(self, journal: Recorder, disk: Disk | None = None) -> None:
         self._journal = journal
+        self._disk = disk
         self.rows, self.last_steps = journal.rows, journal.last_steps
-        self.turns = self.fsyncs = self.events = self.decisions = self.reports = 0
-        self.walls_s: list[float] = []
-        self.cpu_s = 0.0
+        self.turns: list[tuple[Sequence[Row], Sequence[Said]]] = []
+        self.commits_s = self.disk_s = 0.0
 
     def commit(self, rows: Sequence[Row], reports: Sequence[Said]) -> None:
-        wall, cpu = time.perf_counter(), time.process_time()
+        begun = time.perf_counter()
         self._journal.commit(rows, reports)
-        self.walls_s.append(time.perf_counter() - wall)
-        self.cpu_s += time.process_time() - cpu
-        events = sum(isinstance(row, Event) for row in rows)
-        self.turns += bool(rows or reports)
-        self.fsyncs += bool(rows) + bool(reports)
-        self.events += events
-        self.decisions += len(rows) - events
-        self.reports += len(reports)
+        self.commits_s += time.perf_counter() - begun
+        if rows or reports:
+            self.turns.append((rows, reports))
+            self.disk_s += self._disk.sync() if self._disk else 0.0
+
+    @property
+    def events(self) -> int:
+        return sum(isinstance(row, Event) for rows, _ in self.turns for row in rows)
+
+    @property
+    def decisions(self) -> int:
+        return sum(not isinstance(row, Event) for rows, _ in self.turns for row in rows)
+
+    @property
+    def reports(self) -> int:
+        return sum(len(reports) for _, reports in self.turns)
+
+    @property
+    def fsyncs(self) -> int:
+        """One for each of the two tables that a turn writes to."""
+        return sum(bool(rows) + bool(reports) for rows, reports in self.turns)
 
 
 @dataclass(frozen=True)
 class Life:
-    """A study from its start to its end. ``wall_s``: without the simulator."""
+    """A study from its start to its end. ``wall_s``: without the simulator and bare fsyncs."""
 
-    trials: int
     wall_s: float
     journal: Counting
 
@@ -170,52 +182,73 @@ def driver(case: str, trials: int, journal: Recorder, outside: Outside) -> tuple
     return study, Driver(study, searcher.build(Space(SPACE), 0), journal, outside, outside)
 
 
-def live(case: str, trials: int, journal: Recorder) -> Life:
-    outside, counting = Outside(SLOTS), Counting(journal)
+def live(case: str, trials: int, journal: Recorder, disk: Disk | None = None) -> Life:
+    outside, counting = Outside(SLOTS), Counting(journal, disk)
     study, machine = driver(case, trials, counting, outside)
     begun = time.perf_counter()
     finish = machine.run(outside)
     took = time.perf_counter() - begun
     assert finish.complete, finish
     assert len(study.ledger) == trials, len(study.ledger)
-    return Life(trials, took - outside.wall_s, counting)
+    return Life(took - outside.wall_s - counting.disk_s, counting)
 
 
 # ------------------------------------------------------------------------------------------------ bare pyarrow
 
 
-Segments = Mapping[str, Sequence[Turn]]
-"""What is in each file of a study's journal and reports."""
+class Bare:
+    """The batches of a study's folder, written once more to as many files, by pyarrow alone."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        folder.mkdir()
+        self._turns: dict[int, list[tuple[str, pa.RecordBatch]]] = {}
+        self._files: dict[str, Any] = {}
+        self._writers: dict[str, Any] = {}
+        for path in [*sorted((root / "reports").glob("*.arrow")), *sorted((root / "journal").glob("*.arrow"))]:
+            name = f"{path.parent.name}-{path.name}"
+            turns, _ = read_segment(path, last=True)
+            self._files[name] = open(folder / name, "wb")  # noqa: SIM115
+            self._writers[name] = pa.ipc.new_stream(self._files[name], turns[0].batch.schema)
+            for turn in turns:
+                self._turns.setdefault(turn.number, []).append((name, turn.batch))
+
+    def commit(self, turn: int) -> None:
+        """Write a turn's batches; as `Journal.commit` does, all of them before the first fsync."""
+        for name, batch in self._turns[turn]:
+            self._writers[name].write_batch(batch)
+            self._files[name].flush()
+        for name, _ in self._turns[turn]:
+            os.fsync(self._files[name].fileno())
+
+    def close(self) -> None:
+        for name, file in self._files.items():
+            self._writers[name].close()
+            file.close()
 
 
-def segments(root: Path) -> Segments:
-    files = [*sorted((root / "journal").glob("*.arrow")), *sorted((root / "reports").glob("*.arrow"))]
-    return {f"{path.parent.name}-{path.name}": read_segment(path, last=True)[0] for path in files}
+@dataclass(frozen=True)
+class Cost:
+    """Of one turn: the median of wall milliseconds, the mean of CPU microseconds."""
+
+    wall_ms: float
+    cpu_us: float
 
 
-def write_bare(found: Segments, folder: Path) -> tuple[list[float], float]:
-    """Write the same batches to as many files, each turn's with the same fsyncs; seconds of each turn, CPU of all."""
-    folder.mkdir()
-    turns = sorted((turn.number, name, turn.batch) for name, turns in found.items() for turn in turns)
-    files = {name: open(folder / name, "wb") for name in found}  # noqa: SIM115
-    writers = {name: pa.ipc.new_stream(files[name], turns[0].batch.schema) for name, turns in found.items()}
-    walls_s, cpu = [], time.process_time()
-    for _, parts in groupby(turns, key=lambda turn: turn[0]):
-        wall = time.perf_counter()
-        for _, name, batch in parts:
-            writers[name].write_batch(batch)
-            files[name].flush()
-            os.fsync(files[name].fileno())
-        walls_s.append(time.perf_counter() - wall)
-    cpu_s = time.process_time() - cpu
-    for name, file in files.items():
-        writers[name].close()
-        file.close()
-    return walls_s, cpu_s
+def in_turns(*writers: Callable[[int], None], turns: int) -> list[Cost]:
+    """Let each writer commit turn after turn, one after the other: what the disk does meanwhile hits all alike."""
+    walls_s: list[list[float]] = [[] for _ in writers]
+    cpus_s = [0.0 for _ in writers]
+    for turn in range(turns):
+        for place, commit in enumerate(writers):
+            wall, cpu = time.perf_counter(), time.process_time()
+            commit(turn)
+            cpus_s[place] += time.process_time() - cpu
+            walls_s[place].append(time.perf_counter() - wall)
+    return [Cost(1e3 * median(wall), 1e6 * cpu / turns) for wall, cpu in zip(walls_s, cpus_s, strict=True)]
 
 
 def read_bare(folder: Path) -> float:
-    """Read what `write_bare` wrote, as tables and as Python values; seconds."""
+    """Read what `Bare` wrote, as tables and as Python values; seconds."""
     begun = time.perf_counter()
     for path in folder.iterdir():
         with pa.memory_map(str(path)) as file:
@@ -246,33 +279,33 @@ def measure(trials: int, folder: Path) -> None:
     )
     live("BOHB, Hyperband", 30, Nothing())  # imports, caches
     for place, case in enumerate(CASES):
-        root = folder / str(place)
-        before = fsyncs_per_s(folder)
+        root, again, bare_folder = folder / f"{place}", folder / f"{place}-again", folder / f"{place}-bare"
+        bare_disk = Disk(folder)
         journal = Journal(root)
-        disk = live(case, trials, journal)
+        disk = live(case, trials, journal, bare_disk)
         journal.close()
-        bare_fsyncs = (before + fsyncs_per_s(folder)) / 2
         nothing = live(case, trials, Nothing())
+        bare_fsyncs = len(bare_disk.took_s) / sum(bare_disk.took_s)
         for name, life in (("on disk", disk), ("nothing", nothing)):
             did, fsyncs = life.journal, life.journal.fsyncs / life.wall_s
             rates.add_row(
                 case if life is disk else "",
                 name,
                 *(number(count / life.wall_s) for count in (did.decisions, did.events, did.reports)),
-                f"{1e3 * life.wall_s / did.turns:.2f}",
+                f"{1e3 * life.wall_s / len(did.turns):.2f}",
                 *([number(fsyncs), number(bare_fsyncs), percent(fsyncs, bare_fsyncs)] if life is disk else []),
             )
 
-        did, found = disk.journal, segments(root)
-        bare_walls_s, bare_cpu_s = write_bare(found, folder / f"bare-{place}")
-        ours_ms, bare_ms = 1e3 * median(did.walls_s), 1e3 * median(bare_walls_s)
+        did, journal, bare = disk.journal, Journal(again), Bare(root, bare_folder)
+        ours, floor = in_turns(lambda turn: journal.commit(*did.turns[turn]), bare.commit, turns=len(did.turns))
+        journal.close()
+        bare.close()
         costs.add_row(
             case,
-            f"{did.turns:,}",
-            percent(sum(did.walls_s), disk.wall_s),
-            *(f"{ours_ms:.2f}", f"{bare_ms:.2f}", f"{ours_ms / bare_ms:.2f}"),
-            *(number(1e6 * did.cpu_s / did.turns), number(1e6 * bare_cpu_s / did.turns)),
-            f"{did.cpu_s / bare_cpu_s:.2f}",
+            f"{len(did.turns):,}",
+            percent(did.commits_s, disk.wall_s),
+            *(f"{ours.wall_ms:.2f}", f"{floor.wall_ms:.2f}", f"{ours.wall_ms / floor.wall_ms:.2f}"),
+            *(number(ours.cpu_us), number(floor.cpu_us), f"{ours.cpu_us / floor.cpu_us:.2f}"),
         )
 
         begun = time.perf_counter()
@@ -284,7 +317,7 @@ def measure(trials: int, folder: Path) -> None:
         assert study.finished is not None
         assert study.finished.complete
         rows = did.events + did.decisions + did.reports
-        bare_read_s = read_bare(folder / f"bare-{place}")
+        bare_read_s = read_bare(bare_folder)
         reopened.add_row(
             case,
             f"{rows:,}",
@@ -312,7 +345,7 @@ def profile(trials: int, folder: Path) -> None:
         profiler.enable()
         life = live("BOHB, Hyperband", trials, journal)
         profiler.disable()
-        turns = life.journal.turns
+        turns = len(life.journal.turns)
         console.print(f"BOHB, Hyperband, {trials} trials, {turns:,} turns, journal: {name}, profiled", style="bold")
         for order in ("tottime", "cumtime"):
             pstats.Stats(profiler).sort_stats(order).print_stats(30)

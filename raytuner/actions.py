@@ -1,8 +1,10 @@
-"""What a scheduler may want. `raytuner.protocols.Scheduler` says when it is asked."""
+"""What a scheduler may want and a searcher may answer. `raytuner.protocols` says when they are asked."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from raytuner.trial import Config, Why
 
@@ -51,9 +53,25 @@ class Done:
     """Nothing any more: every trial is over."""
 
 
+Action = Start | Resume | Fork | Wait | Done
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A searcher's answer: a configuration, and what it wants to remember of having proposed it.
+
+    ``note`` is journaled with the proposal (JSON: plain scalars, lists, dicts) and handed back by `Searcher.recall`
+    on resume. State that an `ask` changes and later asks depend on (a warm-started length scale) must be in it.
+    It also tells people where a configuration came from.
+    """
+
+    config: Config
+    note: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class Exhausted:
     """A searcher's answer: there is no further configuration."""
 
 
-Action = Start | Resume | Fork | Wait | Done
+Answer = Proposal | Wait | Exhausted

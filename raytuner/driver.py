@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from raytuner.actions import Answer
 from raytuner.events import (
     Ask,
     Checkpointed,
@@ -31,7 +32,7 @@ from raytuner.events import (
 )
 from raytuner.journal import Row, Said, events_of
 from raytuner.ledger import IllegalChange
-from raytuner.protocols import Answer, Clock, Executor, Searcher
+from raytuner.protocols import Clock, Executor, Searcher
 from raytuner.study import Deadlock, Study
 
 

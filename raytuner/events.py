@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from raytuner.actions import Fork, Resume, Start
-from raytuner.protocols import Answer
+from raytuner.actions import Answer, Fork, Resume, Start
 from raytuner.trial import Failure, Lease, Metrics, Observation, Pending, Report, State, Why
 
 # --------------------------------------------------------------------------------------------------------- events

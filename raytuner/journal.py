@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raytuner.actions import Exhausted, Fork, Resume, Start, Wait
+from raytuner.actions import Answer, Exhausted, Fork, Proposal, Resume, Start, Wait
 from raytuner.events import (
     Checkpointed,
     Decision,
@@ -40,7 +40,6 @@ from raytuner.events import (
     StopAsked,
     Ticked,
 )
-from raytuner.protocols import Answer, Proposal
 from raytuner.segments import DamagedSegment, SegmentWriter, Turn, read_segment, sync_folder, truncate
 from raytuner.space import pack, unpack
 from raytuner.trial import Failure, Report, State, Why

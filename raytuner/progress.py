@@ -80,7 +80,7 @@ class Progress:
     def _end_of(self, over: Over) -> str:
         entry = self._study.ledger[over.trial]
         metric = self._study.objective.metric
-        value = f", {metric} {_short(entry.metrics[metric])}" if metric in entry.metrics else ""
+        value = f", {metric} {_short(entry.metrics[metric])}" if metric and metric in entry.metrics else ""
         return f"trial {over.trial} {over.state.value} at step {entry.step}{value}: {over.why.value}"
 
     def _over(self) -> int:

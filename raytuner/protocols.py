@@ -7,32 +7,15 @@ machines: the same calls in the same order give the same answers, in another pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
-from raytuner.actions import Action, Exhausted, Stop, Wait
-from raytuner.trial import Config, Lease, Observation, Pending
+from raytuner.actions import Action, Answer, Stop
+from raytuner.events import Event
+from raytuner.trial import Lease, Observation, Pending
 
 if TYPE_CHECKING:
-    from raytuner.events import Event
     from raytuner.space import Space
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """A searcher's answer: a configuration, and what it wants to remember of having proposed it.
-
-    ``note`` is journaled with the proposal (JSON: plain scalars, lists, dicts) and handed back by `Searcher.recall`
-    on resume. State that an `ask` changes and later asks depend on (a warm-started length scale) must be in it.
-    It also tells people where a configuration came from.
-    """
-
-    config: Config
-    note: Mapping[str, Any] = field(default_factory=dict)
-
-
-Answer = Proposal | Wait | Exhausted
 
 
 class Searcher(Protocol):

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, overload
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raytuner.actions import Fork, Resume
+from raytuner.actions import Fork, Proposal, Resume
 from raytuner.checkpoints import Checkpoint, Store
 from raytuner.events import Checkpointed, Drop, Ended, How, Over, Proposed
 from raytuner.folder import Folder
 from raytuner.journal import METRIC, REPORTS, Record, metric_column, read, text_of
 from raytuner.objective import AUTOMATIC, Objective
-from raytuner.protocols import Proposal
 from raytuner.trial import Config, Metrics, State
 
 if TYPE_CHECKING:

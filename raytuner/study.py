@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import assert_never
 
-from raytuner.actions import Done, Exhausted, Fork, Resume, Start, Stop, Wait
+from raytuner.actions import Done, Exhausted, Fork, Proposal, Resume, Start, Stop, Wait
 from raytuner.checkpoints import CheckpointConfig, Kept, retention
 from raytuner.events import (
     Ask,
@@ -41,7 +41,7 @@ from raytuner.events import (
 )
 from raytuner.ledger import Entry, IllegalChange, Ledger
 from raytuner.objective import Objective
-from raytuner.protocols import Proposal, Scheduler
+from raytuner.protocols import Scheduler
 from raytuner.retry import Retries
 from raytuner.trial import Failure, Lease, Observation, State, Trial, Why
 

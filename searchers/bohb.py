@@ -31,8 +31,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from raytuner.actions import Answer, Proposal
 from raytuner.models.parzen import LEAST_BANDWIDTH, Bools, Floats, Parzen
-from raytuner.protocols import Answer, Proposal
 from raytuner.space import Space
 from raytuner.trial import Observation, Pending
 

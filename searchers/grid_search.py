@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raytuner.protocols import Answer, Proposal
+from raytuner.actions import Answer, Proposal
 from raytuner.space import Space
 from raytuner.trial import Observation, Pending
 

@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 
 from raytuner import segments
-from raytuner.actions import Fork, Resume, Start
+from raytuner.actions import Fork, Proposal, Resume, Start
 from raytuner.checkpoints import CheckpointConfig
 from raytuner.driver import Driver
 from raytuner.events import Ended, Event, Failed, Over, Proposed
 from raytuner.executors.simulate import Simulation, Workload, World
 from raytuner.journal import Journal, Row, Said, read
 from raytuner.objective import Objective
-from raytuner.protocols import Proposal, SchedulingPolicy, SearchAlgorithm
+from raytuner.protocols import SchedulingPolicy, SearchAlgorithm
 from raytuner.retry import Retries
 from raytuner.space import Space, choice, grid_search, loguniform, randint, uniform
 from raytuner.study import Study

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from raytuner.actions import Exhausted, Fork, Resume, Start, Stop, Wait
+from raytuner.actions import Answer, Exhausted, Fork, Proposal, Resume, Start, Stop, Wait
 from raytuner.checkpoints import CheckpointConfig
 from raytuner.driver import Driver, ReplayDiffers
 from raytuner.events import (
@@ -30,7 +30,6 @@ from raytuner.events import (
 from raytuner.journal import Journal, Row, Said, read
 from raytuner.ledger import IllegalChange
 from raytuner.objective import Objective
-from raytuner.protocols import Answer, Proposal
 from raytuner.retry import Retries
 from raytuner.schedulers import AsyncHyperBandScheduler, HyperBandScheduler
 from raytuner.searchers import RandomSearch

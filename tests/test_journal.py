@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raytuner import segments
-from raytuner.actions import Exhausted, Fork, Resume, Start, Wait
+from raytuner.actions import Exhausted, Fork, Proposal, Resume, Start, Wait
 from raytuner.events import (
     Checkpointed,
     Drop,
@@ -40,7 +40,6 @@ from raytuner.events import (
     Ticked,
 )
 from raytuner.journal import JOURNAL, Journal, Row, Said, events_of, metric_column, read
-from raytuner.protocols import Proposal
 from raytuner.segments import DamagedSegment, SegmentWriter, read_segment, truncate
 from raytuner.trial import END, Failure, Report, State, Why
 

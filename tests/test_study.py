@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from raytuner.actions import Action, Done, Exhausted, Fork, Resume, Start, Stop, Wait
+from raytuner.actions import Action, Answer, Done, Exhausted, Fork, Proposal, Resume, Start, Stop, Wait
 from raytuner.checkpoints import CheckpointConfig
 from raytuner.events import (
     Ask,
@@ -35,7 +35,6 @@ from raytuner.events import (
 )
 from raytuner.ledger import IllegalChange
 from raytuner.objective import Objective
-from raytuner.protocols import Answer, Proposal
 from raytuner.retry import Retries
 from raytuner.study import Deadlock, Study
 from raytuner.trial import END, Failure, Lease, Observation, Report, State, Why

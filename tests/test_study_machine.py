@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from raytuner.actions import Action, Done, Exhausted, Fork, Resume, Start, Stop, Wait
+from raytuner.actions import Action, Answer, Done, Exhausted, Fork, Resume, Start, Stop, Wait
 from raytuner.checkpoints import CheckpointConfig
 from raytuner.events import (
     Ask,
@@ -47,7 +47,7 @@ from raytuner.events import (
     Unwind,
 )
 from raytuner.objective import Objective
-from raytuner.protocols import Answer, Scheduler, SchedulingPolicy
+from raytuner.protocols import Scheduler, SchedulingPolicy
 from raytuner.retry import Retries
 from raytuner.searchers import RandomSearch
 from raytuner.space import Space, uniform

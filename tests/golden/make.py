@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import raytuner as tune
-from raytuner.actions import Exhausted, Fork, Resume, Start, Wait
+from raytuner.actions import Exhausted, Fork, Proposal, Resume, Start, Wait
 from raytuner.checkpoints import CheckpointConfig, Store
 from raytuner.driver import Driver
 from raytuner.events import (
@@ -40,7 +40,6 @@ from raytuner.events import (
 from raytuner.executors.simulate import Simulation, Workload, World
 from raytuner.folder import FORMAT, Folder
 from raytuner.journal import Journal, Row
-from raytuner.protocols import Proposal
 from raytuner.schedulers import HyperBandScheduler
 from raytuner.searchers import RandomSearch
 from raytuner.space import Space

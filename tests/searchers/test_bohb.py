@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from raytuner.actions import Proposal
 from raytuner.models.parzen import Parzen
-from raytuner.protocols import Proposal, SearchAlgorithm, Searcher
+from raytuner.protocols import SearchAlgorithm, Searcher
 from raytuner.searchers import BOHB, RandomSearch
 from raytuner.searchers.bohb import active_at, split
 from raytuner.space import Space, choice, grid_search, loguniform, sample_from, uniform

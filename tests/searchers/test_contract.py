@@ -19,7 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytuner.protocols import Proposal, SearchAlgorithm, Searcher
+from raytuner.actions import Proposal
+from raytuner.protocols import SearchAlgorithm, Searcher
 from raytuner.searchers import BOHB, SEARCHERS, GridSearch, RandomSearch
 from raytuner.space import Space, choice, loguniform, quniform, randint, uniform
 from raytuner.trial import Config, Failure, Observation, Pending

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from raytuner.protocols import Proposal, Searcher
+from raytuner.actions import Proposal
+from raytuner.protocols import Searcher
 from raytuner.searchers import GridSearch, RandomSearch
 from raytuner.space import Space, choice, grid_search, uniform
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from raytuner.protocols import Answer, Proposal
+from raytuner.actions import Answer, Proposal
 from raytuner.space import Space
 from raytuner.trial import Observation, Pending
 
