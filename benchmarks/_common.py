@@ -72,7 +72,7 @@ def number(value: float) -> str:
     """Three digits that mean something."""
     if value >= 100:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.2g}"
 
 
 def percent(part: float, whole: float) -> str:

@@ -279,56 +279,15 @@ def measure(trials: int, folder: Path) -> None:
     )
     live("BOHB, Hyperband", 30, Nothing())  # imports, caches
     for place, case in enumerate(CASES):
-        root, again, bare_folder = folder / f"{place}", folder / f"{place}-again", folder / f"{place}-bare"
-        bare_disk = Disk(folder)
+        root, bare_folder, bare_disk = folder / f"{place}", folder / f"{place}-bare", Disk(folder)
         journal = Journal(root)
         disk = live(case, trials, journal, bare_disk)
         journal.close()
-        nothing = live(case, trials, Nothing())
         bare_fsyncs = len(bare_disk.took_s) / sum(bare_disk.took_s)
-        for name, life in (("on disk", disk), ("nothing", nothing)):
-            did, fsyncs = life.journal, life.journal.fsyncs / life.wall_s
-            rates.add_row(
-                case if life is disk else "",
-                name,
-                *(number(count / life.wall_s) for count in (did.decisions, did.events, did.reports)),
-                f"{1e3 * life.wall_s / len(did.turns):.2f}",
-                *([number(fsyncs), number(bare_fsyncs), percent(fsyncs, bare_fsyncs)] if life is disk else []),
-            )
-
-        did, journal, bare = disk.journal, Journal(again), Bare(root, bare_folder)
-        ours, floor = in_turns(lambda turn: journal.commit(*did.turns[turn]), bare.commit, turns=len(did.turns))
-        journal.close()
-        bare.close()
-        costs.add_row(
-            case,
-            f"{len(did.turns):,}",
-            percent(did.commits_s, disk.wall_s),
-            *(f"{ours.wall_ms:.2f}", f"{floor.wall_ms:.2f}", f"{ours.wall_ms / floor.wall_ms:.2f}"),
-            *(number(ours.cpu_us), number(floor.cpu_us), f"{ours.cpu_us / floor.cpu_us:.2f}"),
-        )
-
-        begun = time.perf_counter()
-        journal = Journal(root)
-        opened = time.perf_counter()
-        study, _ = driver(case, trials, journal, Outside(SLOTS))
-        replayed = time.perf_counter()
-        journal.close()
-        assert study.finished is not None
-        assert study.finished.complete
-        rows = did.events + did.decisions + did.reports
-        bare_read_s = read_bare(bare_folder)
-        reopened.add_row(
-            case,
-            f"{rows:,}",
-            number(1e3 * (opened - begun)),
-            number(1e3 * (replayed - opened)),
-            number(rows / (replayed - begun)),
-            number(rows / bare_read_s),
-            percent(bare_read_s, replayed - begun),
-            number(size(root / "journal") / trials),
-            number(size(root / "reports") / did.reports),
-        )
+        rates.add_row(case, "on disk", *_rates(disk), *_beside(disk.journal.fsyncs / disk.wall_s, bare_fsyncs))
+        rates.add_row("", "nothing", *_rates(live(case, trials, Nothing())))
+        costs.add_row(case, *_costs(disk, root, bare_folder))
+        reopened.add_row(case, *_reopened(case, trials, disk.journal, root, bare_folder))
     for each in (rates, costs, reopened):
         console.print(each)
     console.print(
@@ -336,6 +295,48 @@ def measure(trials: int, folder: Path) -> None:
         "one round of the driver's loop, here for one trial's report. Rows: of both tables. Bare reading: neither "
         f"checksums nor repair. Afterwards: {load()}.",
     )
+
+
+def _rates(life: Life) -> list[str]:
+    did = life.journal
+    per_s = [number(count / life.wall_s) for count in (did.decisions, did.events, did.reports)]
+    return [*per_s, f"{1e3 * life.wall_s / len(did.turns):.2f}"]
+
+
+def _beside(ours: float, bare: float) -> list[str]:
+    return [number(ours), number(bare), percent(ours, bare)]
+
+
+def _costs(life: Life, root: Path, bare_folder: Path) -> list[str]:
+    turns = life.journal.turns
+    journal, bare = Journal(root.with_name(f"{root.name}-again")), Bare(root, bare_folder)
+    ours, floor = in_turns(lambda turn: journal.commit(*turns[turn]), bare.commit, turns=len(turns))
+    journal.close()
+    bare.close()
+    return [
+        f"{len(turns):,}",
+        percent(life.journal.commits_s, life.wall_s),
+        *(f"{ours.wall_ms:.2f}", f"{floor.wall_ms:.2f}", f"{ours.wall_ms / floor.wall_ms:.2f}"),
+        *(number(ours.cpu_us), number(floor.cpu_us), f"{ours.cpu_us / floor.cpu_us:.2f}"),
+    ]
+
+
+def _reopened(case: str, trials: int, did: Counting, root: Path, bare_folder: Path) -> list[str]:
+    begun = time.perf_counter()
+    journal = Journal(root)
+    opened = time.perf_counter()
+    study, _ = driver(case, trials, journal, Outside(SLOTS))
+    replayed = time.perf_counter()
+    journal.close()
+    assert study.finished is not None
+    assert study.finished.complete
+    rows = did.events + did.decisions + did.reports
+    return [
+        f"{rows:,}",
+        *(number(1e3 * (opened - begun)), number(1e3 * (replayed - opened))),
+        *_beside(rows / (replayed - begun), rows / read_bare(bare_folder)),
+        *(number(size(root / "journal") / trials), number(size(root / "reports") / did.reports)),
+    ]
 
 
 def profile(trials: int, folder: Path) -> None:
@@ -349,7 +350,6 @@ def profile(trials: int, folder: Path) -> None:
         console.print(f"BOHB, Hyperband, {trials} trials, {turns:,} turns, journal: {name}, profiled", style="bold")
         for order in ("tottime", "cumtime"):
             pstats.Stats(profiler).sort_stats(order).print_stats(30)
-    journal = Journal(folder / "profiled")
     profiler = cProfile.Profile()
     profiler.enable()
     journal = Journal(folder / "profiled")

@@ -44,6 +44,10 @@ class TrialActor:
         """Answers once the process is up and the user's code is imported."""
         return os.getpid()
 
+    def watch(self) -> None:
+        """Never answers: the call fails when the process dies, also between leases."""
+        threading.Event().wait()
+
     def run(self, lease: Lease) -> Iterator[list[Said]]:
         """Run a lease; yield what the trial says, ending with how the lease ended."""
         with self._lock:

@@ -528,7 +528,7 @@ class CheckpointConfig:
     num_to_keep: how many; None keeps all of them.
     checkpoint_score_attribute: the metric by which the best are kept; None keeps the latest.
     checkpoint_score_order: whether "max" or "min" of it is best.
-    checkpoint_frequency: steps between checkpoints of a class trainable; 0: none.
+    checkpoint_frequency: steps between checkpoints that `should_checkpoint` asks for, beside ends of leases; 0: none.
     checkpoint_at_end: whether a class trainable makes one when it ends.
     """
 

@@ -45,9 +45,11 @@ class Progress:
         self._live: Live | None = None
         self._begun = self._shown = time.monotonic()
         self._reports = 0
-        self._over_before = self._over()
+        self._over_before = 0
 
     def __enter__(self) -> Self:
+        self._begun = self._shown = time.monotonic()
+        self._over_before = self._over()
         if self._verbose and self._console.is_terminal:
             self._live = Live(self._block(), console=self._console, auto_refresh=False)
             self._live.start()

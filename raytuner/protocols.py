@@ -2,7 +2,8 @@
 
 A searcher never sees a scheduler, an executor or Ray; a scheduler never sees a searcher. Both are plain deterministic
 machines: the same calls in the same order give the same answers, in another process, on another day. Chance is
-``np.random.default_rng([seed, trial])`` or ``[seed, stream, index]``, never a generator kept between calls.
+``np.random.default_rng([seed, trial])`` or ``[seed, stream, index]``, never a generator kept between calls. NumPy takes
+``[a, b]`` and ``[a, b, 0]`` for the same seed: a stream's number must be none that a trial can have.
 """
 
 from __future__ import annotations

@@ -53,6 +53,8 @@ class TuneConfig:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        if self.metric is not None:
+            Objective(self.metric)
         if self.mode not in (None, "min", "max"):
             raise ValueError(f"mode must be 'min' or 'max', got {self.mode!r}")
         _whole("num_samples", self.num_samples, least=1, or_else=-1)
@@ -72,6 +74,8 @@ class FailureConfig:
 
     def __post_init__(self) -> None:
         Retries(self.max_failures)
+        if not isinstance(self.fail_fast, bool):
+            raise ValueError(f"fail_fast must be True or False, got {self.fail_fast!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +157,8 @@ class Tuner:
             raise ValueError(
                 f"metric must be given: {type(self._scheduler).__name__} cannot compare trials without one"
             )
+        if self._run.checkpoint_config.checkpoint_at_end:
+            raise ValueError("checkpoint_at_end is for class trainables; a function reports its last checkpoint itself")
         self._config = config
         self._searcher.build(self._space, 0)  # a searcher that cannot search this space says so now
         storage = Path(self._run.storage_path or _STORAGE).expanduser().absolute()
@@ -180,6 +186,10 @@ class Tuner:
                 if study.finished is None or not study.finished.complete:
                     with progress:
                         self._drive(driver)
+            except KeyboardInterrupt:
+                if self._run.verbose:
+                    print(f"Interrupted. Run it again, or Tuner.restore({str(self._folder.root)!r}, …), to go on.")
+                raise
             finally:
                 journal.close()
         return ResultGrid(self._folder.root)
@@ -212,7 +222,8 @@ class Tuner:
         """The study in a folder, to `fit` what is left of it.
 
         Its space and settings are read from the folder. ``param_space`` is needed again where it holds functions,
-        ``tune_config`` where the searcher or the scheduler is not one of raytuner's.
+        ``tune_config`` where the searcher or the scheduler is not one of raytuner's. Of ``run_config`` only ``verbose``
+        counts: the rest is the study's.
         """
         folder = Folder(Path(path).expanduser().absolute())
         what = folder.read()
@@ -220,9 +231,9 @@ class Tuner:
         run = RunConfig(
             name=folder.name,
             storage_path=folder.root.parent,
-            stop=what["stop"] if run.stop is None else run.stop,
-            failure_config=run.failure_config if run_config else FailureConfig(**what["failure_config"]),
-            checkpoint_config=run.checkpoint_config if run_config else CheckpointConfig(**what["checkpoint_config"]),
+            stop=what["stop"],
+            failure_config=FailureConfig(**what["failure_config"]),
+            checkpoint_config=CheckpointConfig(**what["checkpoint_config"]),
             verbose=run.verbose,
         )
         config = tune_config or TuneConfig(
@@ -356,7 +367,9 @@ def _settings(settings: object) -> dict[str, Any]:
     kind = type(settings)
     if (SEARCHERS | SCHEDULERS).get(kind.__name__) is kind and is_dataclass(settings):
         return {"name": kind.__name__, "args": asdict(settings)}  # type: ignore[arg-type]
-    return {"name": f"{kind.__module__}.{kind.__qualname__}", "args": repr(settings)}
+    # A repr that tells objects apart, as object's own does, would make every run another study.
+    args = None if kind.__repr__ is object.__repr__ else repr(settings)
+    return {"name": f"{kind.__module__}.{kind.__qualname__}", "args": args}
 
 
 def _rebuild(argument: str, what: Mapping[str, Any], registry: Mapping[str, Callable[..., Any]]) -> Any:

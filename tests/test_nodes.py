@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,16 +17,23 @@ from raytuner.trial import Failure
 from tests.test_kill import ROOT, environment
 
 
+@pytest.fixture
+def own_ray() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(180)
-def test_the_trials_of_a_dead_node_go_on_elsewhere(tmp_path: Path) -> None:
+def test_the_trials_of_a_dead_node_go_on_elsewhere(tmp_path: Path, own_ray: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "node_driver.py"), str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=150,
-        # Without this Ray's cluster utility listens on every network of the machine.
-        env={**environment(), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
+        # Without the switch Ray's cluster utility listens on every network of the machine; without a folder of its own
+        # it announces itself there as the cluster to join. Sockets lie in that folder: its name must be short.
+        env={**environment(), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_TMPDIR": str(own_ray)},
     )
     said = dict(line.split() for line in done.stdout.splitlines() if line.count(" ") == 1)
     assert said.get("failed") == "0", done.stderr
@@ -34,7 +43,7 @@ def test_the_trials_of_a_dead_node_go_on_elsewhere(tmp_path: Path) -> None:
     assert [row.failure for row in lost] == [Failure.LOST]
 
     reports = ResultGrid(tmp_path / "study").to_arrow("reports").to_pylist()
-    assert sorted((row["trial"], row["step"]) for row in reports) == [(t, s) for t in range(8) for s in range(1, 31)]
+    assert sorted((row["trial"], row["step"]) for row in reports) == [(t, s) for t in range(20) for s in range(1, 31)]
     moved = [row for row in reports if row["trial"] == lost[0].trial]
     nodes = {attempt: {row["node"] for row in moved if row["attempt"] == attempt} for attempt in (1, 2)}
     assert nodes[1] == {said["dies"]}

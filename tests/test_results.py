@@ -256,8 +256,8 @@ class ForkOnce:
         self._ended += 1
         return []
 
-    def close(self, unserved: Sequence[int] = ()) -> None:
-        pass
+    def close(self, unserved: Sequence[int] = ()) -> Sequence[Stop]:
+        return []
 
 
 def test_a_fork_names_its_source(fast_path: Path) -> None:

@@ -273,6 +273,8 @@ class TestAtTheDoor:
             ),
             ({"stop": {"loss": "low"}}, "stop must hold metric names and numbers"),
             ({"space": {"x": tune.grid_search([1])}, "search_alg": BOHB()}, "grid_search"),
+            ({"metric": ["a", "b"]}, "metric must be the name of a reported metric"),
+            ({"checkpoint_config": tune.CheckpointConfig(checkpoint_at_end=True)}, "checkpoint_at_end is for class"),
         ],
     )
     def test_wrong_settings(self, settings: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -305,6 +307,10 @@ class TestAtTheDoor:
     def test_max_failures(self) -> None:
         with pytest.raises(ValueError, match=r"max_failures must be an integer, -1 .* or more, got -2"):
             tune.FailureConfig(max_failures=-2)
+
+    def test_fail_fast(self) -> None:
+        with pytest.raises(ValueError, match="fail_fast must be True or False, got 'raise'"):
+            tune.FailureConfig(fail_fast="raise")  # type: ignore[arg-type]
 
     def test_report_outside_a_trial(self) -> None:
         with pytest.raises(RuntimeError, match=r"report\(\) works inside a training function"):
@@ -369,12 +375,29 @@ class TestOneFolder:
     def test_settings_survive_the_study_file(self, tmp_path: Path) -> None:
         space = {"x": tune.uniform(0, 1), "o": tune.choice([{"n": "a", "m": tune.randint(1, 5)}, {"n": "b"}])}
         first = tuner(
-            tmp_path, space=space, search_alg=BOHB(top_n_percent=20), scheduler=HyperBandScheduler(max_t=9), seed=5
+            tmp_path,
+            space=space,
+            search_alg=BOHB(top_n_percent=20),
+            scheduler=HyperBandScheduler(max_t=9),
+            seed=5,
+            failure_config=tune.FailureConfig(max_failures=3),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
+            stop={"loss": 7.0},
         )
         first._claim()
-        restored = tune.Tuner.restore(tmp_path / "study", bowl)
+        restored = tune.Tuner.restore(tmp_path / "study", bowl, run_config=tune.RunConfig(verbose=0))
         assert restored._describe() == first._describe()
         assert restored._claim() == 5
+
+    def test_a_users_own_searcher_goes_on(self, tmp_path: Path) -> None:
+        class Mine:
+            def build(self, space: Any, seed: int) -> Any:
+                return RandomSearch().build(space, seed)
+
+        self.begin(tmp_path, search_alg=Mine())
+        self.begin(tmp_path, search_alg=Mine())
+        with pytest.raises(ValueError, match=r"the study's search_alg is .*Mine, not raytuner's own"):
+            tune.Tuner.restore(tmp_path / "study", bowl)
 
     def test_a_grid_is_the_default_for_a_grid(self, tmp_path: Path) -> None:
         assert isinstance(tuner(tmp_path, space={"x": tune.grid_search([1, 2])})._searcher, GridSearch)

@@ -38,6 +38,7 @@ class _Worker:
 
     actor: Any
     up: Any  # the reference that tells when the actor is up
+    watch: Any = None  # the reference that tells when it died
     lease: Lease | None = None
     stream: Any = None
     parked: int | None = None
@@ -72,7 +73,7 @@ class RayActors:
 
     def wait(self, timeout_s: float | None) -> Sequence[Event]:
         waiting = {worker.up: worker for worker in self._workers if worker not in self._up}
-        waiting |= {worker.stream: worker for worker in self._up if worker.lease}
+        waiting |= {worker.stream if worker.lease else worker.watch: worker for worker in self._up}
         keys = list(waiting)
         ready, _ = ray.wait(keys, num_returns=1, timeout=timeout_s, fetch_local=False)
         if ready and len(keys) > 1:  # whatever else is there by now belongs to the same turn
@@ -81,8 +82,10 @@ class RayActors:
             worker = waiting[key]
             if worker.lease:
                 self._hear(worker, worker.lease)
-            else:
+            elif key == worker.up:
                 self._welcome(worker)
+            else:
+                self._bury(worker)
         events = list(self._ready)
         self._ready.clear()
         return events
@@ -110,6 +113,7 @@ class RayActors:
             self._workers[self._workers.index(worker)] = self._hire()
             return
         self._failed_starts = 0
+        worker.watch = worker.actor.watch.remote()
         self._up.append(worker)
         self._ready.append(Slots(time.time(), len(self._up)))
 
@@ -133,6 +137,7 @@ class RayActors:
             batch: list[Said] = ray.get(next(worker.stream))
         except StopIteration:
             worker.lease = worker.stream = None
+            self._ready.append(_failed(lease, Failure.LOST, "the actor left without saying how the lease ended"))
             return
         except RayActorError as error:
             worker.lease = worker.stream = None

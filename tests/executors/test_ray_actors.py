@@ -187,6 +187,22 @@ def test_a_killed_actor_is_a_lost_trial_and_is_replaced(tmp_path: Path) -> None:
         assert [event.slots for event in again if isinstance(event, Slots)] == []
 
 
+def test_actors_that_die_idle_are_replaced_before_a_trial_meets_them(tmp_path: Path) -> None:
+    with actors(count, tmp_path, slots=2) as executor:
+        pids = []
+        for trial in range(2):  # each in an actor of its own: the first one's is taken by a parked trial
+            executor.run(lease(trial, until=1))
+            pids.append(metrics(until(executor, over))["pid_seen"])
+        assert pids[0] != pids[1]
+        for pid in pids:
+            os.kill(pid, 9)
+        seen = until(executor, lambda event: event == Slots(event.at, 2))
+        assert {type(event) for event in seen} == {Slots}
+        assert min(event.slots for event in seen if isinstance(event, Slots)) == 0
+        executor.run(lease(0, until=3, attempt=2))
+        assert steps(until(executor, over)) == [1, 2, 3], "without a checkpoint it starts again"
+
+
 def fails(config: dict[str, Any]) -> None:
     tune.report({"x": 1})
     raise ValueError("this learning rate is not to my taste")
