@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -256,7 +257,9 @@ def _results(folder: Folder, record: Record) -> list[Result]:
             Result(
                 trial_id=str(trial),
                 config=config,
-                metrics=last.get(trial, {}),
+                metrics=_with_rays_own(
+                    last.get(trial, {}), end is not None, max(checkpoints.get(trial, {}), default=None)
+                ),
                 state=end.state if end else State.PAUSED if trial in paused else State.RUNNING,
                 why=end.why.value if end else "",
                 checkpoint=kept[-1][0] if kept else None,
@@ -268,6 +271,18 @@ def _results(folder: Folder, record: Record) -> list[Result]:
             )
         )
     return results
+
+
+def _with_rays_own(metrics: Metrics, done: bool, checkpoint: int | None) -> Metrics:
+    """A trial's last report with those of Ray's automatic metrics that follow from others, and are not stored."""
+    if not metrics:
+        return metrics
+    derived: dict[str, Any] = {"done": done}
+    if (at := metrics.get("timestamp")) is not None:
+        derived["date"] = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(at))
+    if checkpoint is not None:
+        derived["checkpoint_dir_name"] = f"{checkpoint:06d}"
+    return {**metrics, **{name: value for name, value in derived.items() if name not in metrics}}
 
 
 def _last_rows(reports: pa.Table) -> dict[int, Metrics]:

@@ -127,7 +127,8 @@ def test_a_grid_is_a_sequence(fast_path: Path) -> None:
 def test_a_result(fast_path: Path) -> None:
     result = simulate(fast_path, lambda trial, step: {"loss": trial / step, "note": "ok"}, keep=2)[2]
     assert result.config == {"x": 2}
-    assert result.metrics == {"training_iteration": 4, "loss": 0.5, "note": "ok"}
+    derived = {"done": True, "checkpoint_dir_name": "000004"}
+    assert result.metrics == {"training_iteration": 4, "loss": 0.5, "note": "ok", **derived}
     assert (result.state, result.why) == (State.DONE, Why.RETURNED.value)
     assert result.error is None
     assert result.parent is None
@@ -387,7 +388,7 @@ def test_the_table_of_trials(fast_path: Path) -> None:
     frame = grid.get_dataframe()
     assert isinstance(frame, pd.DataFrame)
     assert list(frame.columns) == [
-        *("trial_id", "training_iteration", "loss", "score", "state", "why", "parent", "logdir", "config/x")
+        *("trial_id", "training_iteration", "loss", "score", "done", "state", "why", "parent", "logdir", "config/x")
     ]
     assert frame["trial_id"].tolist() == ["0", "1", "2"]
     assert frame["score"].tolist() == [3, 2, 3]

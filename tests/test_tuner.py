@@ -71,7 +71,21 @@ class TestRuns:
         assert list(curve["nested/step"]) == list(range(1, 10))
         frame = results.get_dataframe()
         assert len(frame) == 30
-        assert {"config/x", "loss", "training_iteration", "time_total_s", "hostname", "pid"} <= set(frame.columns)
+        automatic = {
+            *(
+                "training_iteration",
+                "time_this_iter_s",
+                "time_total_s",
+                "time_since_restore",
+                "timestamp",
+                "date",
+                "done",
+            ),
+            *("iterations_since_restore", "trial_id", "hostname", "node_ip", "pid", "checkpoint_dir_name"),
+        }
+        assert {"config/x", "loss", *automatic} <= set(frame.columns)
+        assert best.metrics["done"] is True
+        assert best.metrics["checkpoint_dir_name"] == "000009"
         assert results.to_arrow("reports").num_rows >= 30
         # Slots are never idle for want of checkpoints: each trial saved just where its leases ended.
         assert {step for trial in results for _, m in trial.best_checkpoints for step in [m["training_iteration"]]} <= {
