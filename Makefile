@@ -42,6 +42,7 @@ bench: install  ## measurements beside peers
 
 chaos: install  ## long runs with injected faults
 	$(BIN)/python -m pytest -m chaos $(ARGS)
+	$(BIN)/python -m pytest --hypothesis-profile=chaos tests/schedulers tests/test_study_machine.py $(ARGS)
 
 clean:  ## remove what tools left behind; neither .venv nor results
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
