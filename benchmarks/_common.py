@@ -64,8 +64,9 @@ class Disk:
 
 
 def middle(samples: Sequence[float]) -> str:
-    """A floor that was measured several times: its median, lowest and highest."""
-    return f"{number(statistics.median(samples))} ({number(min(samples))} to {number(max(samples))})"
+    """What was measured several times: the median, and the least and most."""
+    found = number(statistics.median(samples))
+    return found if len(samples) == 1 else f"{found} ({number(min(samples))} to {number(max(samples))})"
 
 
 def number(value: float) -> str:

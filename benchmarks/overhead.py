@@ -56,15 +56,16 @@ class Sizes:
     reports: int = 5_000  # of each of two trials
     ray_reports: int = 200
     climbers: int = 30  # trials of (c)
+    rounds: int = 3  # of (a) and (b)
 
 
-QUICK = Sizes(trials=60, ray_trials=20, reports=2_000, ray_reports=60, climbers=10)
+QUICK = Sizes(trials=60, ray_trials=20, reports=2_000, ray_reports=60, climbers=10, rounds=1)
 
 
 def speaker(say: Callable[[Mapping[str, Any]], None], reports: int) -> Callable[[Mapping[str, Any]], None]:
     """A training function that only reports: when it began to, and how long it had to wait in the report before.
 
-    Its loss falls from report to report and from trial to trial: ASHA has no reason to stop anyone.
+    Its loss falls with time, so that ASHA lets everyone go on, unless two reach a rung at the same moment.
     """
 
     def train(config: Mapping[str, Any]) -> None:
@@ -112,7 +113,10 @@ class Run:
 
 
 def run_raytuner(folder: Path, name: str, trials: int, reports: int, most: int = CPUS, asha: bool = False) -> Run:
-    """Run a study and read it back from the disk; raises unless every report is there, once."""
+    """Run a study and read it back from the disk; raises unless every report is there, once.
+
+    ``most``: trials at a time. With ``asha``, ``reports`` is how many a trial makes at most.
+    """
     scheduler = ASHAScheduler(max_t=2**RUNGS, grace_period=1, reduction_factor=2) if asha else None
     tuner = raytuner.Tuner(
         speaker(raytuner.report, reports),
@@ -126,10 +130,12 @@ def run_raytuner(folder: Path, name: str, trials: int, reports: int, most: int =
     tuner.fit()
     wall_s = time.perf_counter() - begun
     rows = read(folder / name).reports
-    made = {(trial, step) for trial in range(trials) for step in range(1, reports + 1)}
-    found = set(zip(rows["trial"].to_pylist(), rows["step"].to_pylist(), strict=True))
-    assert rows.num_rows == len(made), f"{rows.num_rows} rows in the table, {len(made)} reports were made"
-    assert found == made, f"in the table are not the reports that were made: {found ^ made}"
+    seen: dict[int, list[int]] = {trial: [] for trial in range(trials)}
+    for trial, step in zip(rows["trial"].to_pylist(), rows["step"].to_pylist(), strict=True):
+        seen[trial].append(step)
+    for trial, steps in seen.items():
+        assert sorted(steps) == list(range(1, len(steps) + 1)), f"reports of trial {trial} are missing, or twice there"
+        assert asha or len(steps) == reports, f"trial {trial} made {reports} reports, {len(steps)} are on the disk"
     last_at = max(path.stat().st_mtime for path in (folder / name / "reports").iterdir())
     return Run(wall_s, *(rows[each].to_numpy() for each in ("step", "said_at", "waited_s")), last_at)
 
@@ -189,58 +195,71 @@ class _Echo:
 
 def measure(sizes: Sizes, folder: Path) -> None:
     bare = Bare(folder)
-    bare.measure()
-    ours_a = run_raytuner(folder, "a", sizes.trials, 1)
-    bare.measure()
-    theirs_a = run_ray(folder, "a-ray", sizes.ray_trials, 1)
-    bare.measure()
-    ours_b = run_raytuner(folder, "b", 2, sizes.reports)
-    bare.measure()
-    theirs_b = run_ray(folder, "b-ray", 2, sizes.ray_reports)
+    one, ray_one, many, ray_many = ([] for _ in range(4))
+    for place in range(sizes.rounds):
+        bare.measure()
+        one.append(run_raytuner(folder, f"a-{place}", sizes.trials, 1))
+        bare.measure()
+        ray_one.append(run_ray(folder, f"a-ray-{place}", sizes.ray_trials, 1))
+        bare.measure()
+        many.append(run_raytuner(folder, f"b-{place}", 2, sizes.reports))
+        bare.measure()
+        ray_many.append(run_ray(folder, f"b-ray-{place}", 2, sizes.ray_reports))
     bare.measure()
     climbs = {
         most: run_raytuner(folder, f"c-{most}", sizes.climbers, 2**RUNGS, most=most, asha=True) for most in (1, 2)
     }
     bare.measure()
-    calls, fsyncs = median(bare.calls), median(bare.fsyncs)
 
-    shown = table("Overhead, on 2 logical CPUs", "", "raytuner", "ray.tune", "raytuner / ray.tune")
+    def row(name: str, ours: Sequence[Run], theirs: Sequence[Run], figure: Callable[[Run], float]) -> None:
+        shown.add_row(name, *beside([figure(run) for run in ours], [figure(run) for run in theirs]))
+
+    def walls(ours: Sequence[Run], theirs: Sequence[Run]) -> None:
+        """Without a ratio: the numbers of trials and reports differ."""
+        shown.add_row("fit(), wall s", *(middle([run.wall_s for run in runs]) for runs in (ours, theirs)), "")
+
+    shown = table("Overhead, on 2 logical CPUs; ratio: raytuner / ray.tune", "", "raytuner", "ray.tune", "ratio")
     shown.add_row("(a) trials of one report", f"{sizes.trials:,} trials", f"{sizes.ray_trials:,} trials", "")
-    shown.add_row("trials/s, first report to last", *beside(ours_a.trials_per_s, theirs_a.trials_per_s))
-    shown.add_row(
-        "... of bare sequential actor calls/s", *(percent(run.trials_per_s, calls) for run in (ours_a, theirs_a)), ""
-    )
-    shown.add_row("... of this disk's fsyncs/s", percent(ours_a.trials_per_s, fsyncs), "no fsync", "")
-    shown.add_row("fit(), wall s", number(ours_a.wall_s), number(theirs_a.wall_s), "")
-    shown.add_row("fit() without first report to last, s", *beside(ours_a.around_s, theirs_a.around_s))
+    row("trials/s, first report to last", one, ray_one, lambda run: run.trials_per_s)
+    rates = [median([run.trials_per_s for run in runs]) for runs in (one, ray_one)]
+    calls, fsyncs = median(bare.calls), median(bare.fsyncs)
+    shown.add_row("... of bare sequential actor calls/s", *(percent(rate, calls) for rate in rates), "")
+    shown.add_row("... of this disk's fsyncs/s", percent(rates[0], fsyncs), "no fsync", "")
+    walls(one, ray_one)
+    row("fit() without first report to last, s", one, ray_one, lambda run: run.around_s)
     shown.add_section()
     shown.add_row("(b) reports", f"2 x {sizes.reports:,}", f"2 x {sizes.ray_reports:,}", "")
-    shown.add_row("reports/s", *beside(ours_b.reports_per_s, theirs_b.reports_per_s))
-    shown.add_row("rows on the disk afterwards", f"{len(ours_b.step):,}, all", f"{len(theirs_b.step):,}, no fsync", "")
-    shown.add_row("fit(), wall s", number(ours_b.wall_s), number(theirs_b.wall_s), "")
-    shown.add_row("a report() takes, us, p50", *beside(1e3 * ours_b.report_ms(0.5), 1e3 * theirs_b.report_ms(0.5)))
+    row("reports/s", many, ray_many, lambda run: run.reports_per_s)
+    rows = f"{len(many[0].step):,}, all", f"{len(ray_many[0].step):,}, no fsync"
+    shown.add_row("rows on the disk afterwards", *rows, "")
+    walls(many, ray_many)
+    row("a report() takes, us, p50", many, ray_many, lambda run: 1e3 * run.report_ms(0.5))
     shown.add_section()
-    shown.add_row("(c) from a rung to the next step", f"ASHA, {sizes.climbers} trials", "reports of (b)", "floor")
+    shown.add_row(
+        "(c) from a rung to the next step", f"ASHA, {sizes.climbers} trials", "reports of (b)", "ratio to the floor"
+    )
     rungs = [2**rung for rung in range(RUNGS)]
     for most, run in climbs.items():
         for share in (0.5, 0.95):
+            ours, floor = run.report_ms(share, rungs), bare.decision_ms(share)
             shown.add_row(
-                f"ms, {most} at a time, p{100 * share:.0f} of {sizes.climbers * RUNGS}",
-                number(run.report_ms(share, rungs)),
-                number(theirs_b.report_ms(share)) if most == 2 else "",
-                number(bare.decision_ms(share)),
+                f"ms, {most} at a time, p{100 * share:.0f}",
+                number(ours),
+                middle([each.report_ms(share) for each in ray_many]) if most == 2 else "",
+                f"{number(ours / floor)} ({number(floor)} ms)",
             )
     console.print(shown)
     console.print(f"Bare sequential actor calls/s: {middle(bare.calls)}. Fsyncs/s of this disk: {middle(bare.fsyncs)}.")
     console.print(
-        f"Those are the median (least to most) of {len(bare.calls)} measurements between the runs. "
-        f"Floor of (c): an actor call and two fsyncs. Afterwards: {load()}."
+        f"Medians (least to most) of {sizes.rounds} round{'s' * (sizes.rounds > 1)}, and of {len(bare.calls)} "
+        "measurements of the bare ones between the runs. Floor of (c): an actor call and two fsyncs, at the same "
+        f"quantile. Afterwards: {load()}."
     )
 
 
-def beside(ours: float, theirs: float) -> list[str]:
-    """Two figures and their ratio."""
-    return [number(ours), number(theirs), number(ours / theirs)]
+def beside(ours: Sequence[float], theirs: Sequence[float]) -> list[str]:
+    """Two figures, each of some rounds, and the ratio of their medians."""
+    return [middle(ours), middle(theirs), number(median(ours) / median(theirs))]
 
 
 def main() -> None:

@@ -56,6 +56,8 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("schedulers", "searchers"):
+        return import_module(f"raytuner.{name}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'raytuner' has no attribute {name!r}")
     value = getattr(import_module(_MODULE_OF[name]), name)

@@ -18,7 +18,7 @@ from typing import Any
 import ray
 
 from raytuner.events import Ended, Failed
-from raytuner.session import Rules, Session, enter
+from raytuner.session import Rules, Session
 from raytuner.trial import Lease, Report
 
 Said = Report | Ended | Failed
@@ -53,12 +53,10 @@ class TrialActor:
         with self._lock:
             session = self._session
             if session is not None and session.parked and session.lease.trial.id == lease.trial.id:
-                enter(session)
                 session.proceed(lease)
             else:
                 self._clear()
                 session = self._session = Session(self._train, lease, self._rules, self._place)
-                enter(session)
                 session.start()
         while True:
             batch: list[Said] = [session.items.get()]
@@ -92,7 +90,6 @@ class TrialActor:
         session, self._session = self._session, None
         if session is None:
             return
-        enter(None)
         session.unwind()
         if not session.gone():
             os._exit(1)

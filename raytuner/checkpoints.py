@@ -31,6 +31,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from raytuner.durable import make_folders, sync_folder
+
 MANIFEST = "MANIFEST.json"
 METADATA = ".metadata.json"  # Ray's name for it: a checkpoint written under Ray keeps its metadata here
 TEMPORARY = ".tmp-"
@@ -147,9 +149,9 @@ class Store:
         source, final, folder = os.path.abspath(source_dir), self.path(trial, step), self._folder(trial)
         with suppress(DamagedCheckpoint):
             digest = self.verify(trial, step)
-            _sync_folder(folder)  # whoever renamed it may have died before this
+            sync_folder(folder)  # whoever renamed it may have died before this
             return digest
-        _make_folders(folder)
+        make_folders(folder)
         if not _is_folder(folder):
             raise NotADirectoryError(errno.ENOTDIR, "checkpoints are kept in a directory, not a link", folder)
         ours = os.path.join(folder, f"{TEMPORARY}{_name('step', step)}-{attempt}-{os.getpid()}")
@@ -165,7 +167,7 @@ class Store:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
                 digest = self.verify(trial, step)  # another attempt was first after all
-            _sync_folder(folder)
+            sync_folder(folder)
         finally:
             with suppress(OSError):  # what cannot be removed now, `sweep` removes
                 _remove(ours)
@@ -217,7 +219,7 @@ class Store:
             os.rename(path, doomed)
         except FileNotFoundError:
             return
-        _sync_folder(folder)
+        sync_folder(folder)
         _remove(doomed)
 
     def sweep(self, referenced: Collection[tuple[int, int]]) -> list[str]:
@@ -376,8 +378,8 @@ def _write_checkpoint(source: str, target: str, trial: int, step: int) -> str:
     manifest = Manifest(trial, step, frozenset(folders), copied).encode()
     _write_file(os.path.join(target, MANIFEST), [manifest])
     for name in reversed(folders):  # the deepest first
-        _sync_folder(os.path.join(target, name))
-    _sync_folder(target)
+        sync_folder(os.path.join(target, name))
+    sync_folder(target)
     return hashlib.sha256(manifest).hexdigest()
 
 
@@ -463,27 +465,6 @@ def _scan(root: str) -> tuple[list[str], list[str], list[tuple[str, str]]]:
                 else:
                     others.append((name, "a special file"))
     return sorted(files), sorted(folders), sorted(others)
-
-
-def _make_folders(path: str) -> None:
-    """``os.makedirs``, durable."""
-    parent = os.path.dirname(path)
-    if not os.path.isdir(parent):
-        _make_folders(parent)
-    try:
-        os.mkdir(path)
-    except FileExistsError:
-        return
-    _sync_folder(parent)
-
-
-def _sync_folder(path: str) -> None:
-    """Bring a directory's entries to disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: str) -> None:

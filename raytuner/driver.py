@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from raytuner.actions import Answer
+from raytuner.actions import Answer, Proposal
 from raytuner.events import (
     Ask,
     Checkpointed,
@@ -33,6 +33,7 @@ from raytuner.events import (
 from raytuner.journal import Row, Said, events_of
 from raytuner.ledger import IllegalChange
 from raytuner.protocols import Clock, Executor, Searcher
+from raytuner.space import plain
 from raytuner.study import Deadlock, Study
 
 
@@ -89,6 +90,7 @@ class Driver:
         self._said: list[Said] = []
         self._outbox: list[Command] = []
         self._owed: dict[int, Ask] = {}
+        self._failed: set[int] = set()  # trials whose last attempt failed
         self._epoch, self.last_event_at = self._replay()
         self._last_step = journal.last_steps()
 
@@ -124,6 +126,8 @@ class Driver:
         """Let the study handle an event; return the searcher's answers, if it was asked."""
         if isinstance(event, Ended | Failed | Checkpointed) and not self._study.expects(event.trial, event.attempt):
             return []  # too late: this attempt is dead, and what it says does not count
+        if isinstance(event, Failed):
+            self._failed.add(event.trial)
         self._rows.append(event)
         answers: list[Event] = []
         for command in self._study.handle(event):
@@ -141,6 +145,8 @@ class Driver:
 
     def _answer(self, ask: Ask) -> Proposed:
         answer = self._searcher.ask(ask.trial, ask.until, ask.pending)
+        if isinstance(answer, Proposal):  # a copy: the searcher may go on to change what it gave
+            answer = Proposal(plain(answer.config, "the searcher's proposal"), plain(answer.note, "its note"))
         return Proposed(self._clock.now(), ask.trial, answer)
 
     def _take_reports(self, event: Reported) -> list[Event]:
@@ -167,9 +173,10 @@ class Driver:
     def _issue(self, command: Command, executor: Executor) -> None:
         match command:
             case Run(lease):
-                if lease.attempt > 1:
-                    # An earlier attempt may have published a checkpoint that nobody heard of: it never was.
-                    self._shelf.sweep_trial(lease.trial.id, set(self._study.checkpoints.get(lease.trial.id, ())))
+                if lease.trial.id in self._failed:
+                    # The failed attempt may have published a checkpoint that nobody heard of: it never was.
+                    self._failed.remove(lease.trial.id)
+                    self._shelf.sweep_trial(lease.trial.id, set(self._study.ledger[lease.trial.id].checkpoints))
                 executor.run(lease)
             case Unwind(trial, attempt):
                 executor.unwind(trial, attempt)

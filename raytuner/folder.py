@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from raytuner import __version__
+from raytuner.durable import make_folders, sync_folder
 
 FORMAT = 1
 
@@ -56,7 +57,7 @@ class Folder:
 
     def create(self, what: Mapping[str, Any]) -> None:
         """Begin a study: write ``study.json``, whole or not at all."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_folders(self.root)
         text = json.dumps({"format": FORMAT, **what, "versions": _versions(), "created": time.time()}, indent=2)
         temporary = self.root / f".study.json.{os.getpid()}"
         with open(temporary, "w", encoding="utf-8") as file:
@@ -64,9 +65,7 @@ class Folder:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.record)
-        descriptor = os.open(self.root, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        sync_folder(self.root)
 
     def read(self) -> dict[str, Any]:
         """What ``study.json`` says. Raises `NoStudy` where there is none, or one of another format."""
@@ -86,7 +85,7 @@ class Lock:
     """The right to write a study. Raises `StudyInUse`, naming the holder, where another driver has it."""
 
     def __init__(self, root: Path) -> None:
-        root.mkdir(parents=True, exist_ok=True)
+        make_folders(root)
         self._path = root / "lock"
         self._file = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
         try:

@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from raytuner.actions import Answer, Exhausted, Fork, Proposal, Resume, Start, Wait
+from raytuner.durable import make_folders, sync_folder
 from raytuner.events import (
     Checkpointed,
     Decision,
@@ -40,7 +41,7 @@ from raytuner.events import (
     StopAsked,
     Ticked,
 )
-from raytuner.segments import DamagedSegment, SegmentWriter, Turn, read_segment, sync_folder, truncate
+from raytuner.segments import DamagedSegment, SegmentWriter, Turn, read_segment, truncate
 from raytuner.space import pack, unpack
 from raytuner.trial import Failure, Report, State, Why
 
@@ -267,7 +268,7 @@ def _repair(events: _Table, reports: _Table) -> tuple[list[Turn], list[Turn]]:
     """Cut off what a crash left half-written; return the whole turns of both tables."""
     found: list[list[Turn]] = []
     for table in (events, reports):
-        table.folder.mkdir(parents=True, exist_ok=True)
+        make_folders(table.folder)
         turns, good = table.read()
         segments = table.segments()
         if segments and good < segments[-1].stat().st_size:

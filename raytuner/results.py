@@ -68,7 +68,7 @@ class ResultGrid(Sequence[Result]):
     """A study's trials, in the order in which they were started; forks are shown beside their sources."""
 
     def __init__(self, path: str | Path) -> None:
-        self._folder = Folder(Path(path))
+        self._folder = Folder(Path(path).expanduser())
         what = self._folder.read()
         self._metric: str | None = what["metric"]
         self._mode: str | None = what["mode"]

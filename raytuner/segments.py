@@ -53,20 +53,20 @@ class SegmentWriter:
         self.schema = schema
         self._sink = _Sink()
         self._file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
-        self._writer = pa.ipc.new_stream(self._sink, schema.with_metadata({_KEY: _mark(turn=-1, joint=False)}))
-        self._begun = False
+        marked = schema.with_metadata({_KEY: _mark(turn=-1, joint=False)})
+        self._writer = pa.ipc.new_stream(self._sink, marked)
+        # The schema is durable before the first batch follows: of all that may be torn there is then one message, the
+        # last. Arrow's writer holds it back, and says it again with the first batch.
+        self._said_again = marked.serialize().size
+        _write(self._file, _seal(marked.serialize().to_pybytes()))
+        self.sync()
 
     def append(self, batch: pa.RecordBatch, turn: int, joint: bool) -> None:
         """Write one batch; not durable before `sync`."""
-        if not self._begun:  # Arrow holds the schema back until the first batch
-            self._begun = True
-            self._writer.write_batch(batch, custom_metadata={_KEY: _mark(turn, joint)})
-            raw = self._sink.take()
-            size = _schema_size(raw)
-            _write(self._file, _seal(raw[:size]) + _seal(raw[size:]))
-        else:
-            self._writer.write_batch(batch, custom_metadata={_KEY: _mark(turn, joint)})
-            _write(self._file, _seal(self._sink.take()))
+        self._writer.write_batch(batch, custom_metadata={_KEY: _mark(turn, joint)})
+        raw = self._sink.take()[self._said_again :]
+        self._said_again = 0
+        _write(self._file, _seal(raw))
 
     def sync(self) -> None:
         """Return when all that was appended is on the disk."""
@@ -113,15 +113,6 @@ def truncate(path: Path, size: int) -> None:
         os.fsync(file.fileno())
 
 
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 class _Sink:
     """Where Arrow writes its messages, so that they can be sealed before they go to the file."""
 
@@ -155,11 +146,6 @@ def _seal(raw: bytes) -> bytes:
     message[place.start(1) : place.end(1)] = b"%010d" % len(raw)
     message[place.start(2) : place.end(2)] = b"%08x" % zlib.crc32(message)
     return bytes(message)
-
-
-def _schema_size(raw: bytes) -> int:
-    """The length of a schema message: a prefix of eight bytes and its metadata; it has no body."""
-    return 8 + int.from_bytes(raw[4:8], "little")
 
 
 def _message(raw: bytes, offset: int) -> tuple[int, int, bool] | None:

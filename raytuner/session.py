@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from raytuner.checkpoints import Checkpoint, Store
 from raytuner.events import Ended, Failed, How
@@ -47,7 +47,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Who is running: the trial's number, its study's name, its configuration's folder of checkpoints."""
+    """Who is running: the trial's number, its study's name, its folder."""
 
     trial_id: int
     experiment_name: str
@@ -63,6 +63,8 @@ class Context:
         return self.experiment_name
 
     def get_trial_dir(self) -> str:
+        """A folder for the trial's own files, in the study's folder; made when it is first asked for."""
+        self.trial_dir.mkdir(parents=True, exist_ok=True)
         return str(self.trial_dir)
 
 
@@ -79,9 +81,8 @@ class Session:
         self.items: queue.Queue[Report | Ended | Failed] = queue.Queue(_BACKLOG)
         self.parked = False
         self.checkpoint: Checkpoint | None = None
-        self.context = Context(
-            lease.trial.id, rules.checkpoints.parent.name, rules.checkpoints / f"{lease.trial.id:06d}"
-        )
+        study = rules.checkpoints.parent
+        self.context = Context(lease.trial.id, study.name, study / "artifacts" / f"{lease.trial.id:06d}")
         self._train = train
         self._rules = rules
         self._store = Store(rules.checkpoints)
@@ -92,6 +93,8 @@ class Session:
         self._ran_s = 0.0  # in earlier leases of this session
         self._resumed = self._last = time.monotonic()
         self._unwound = False
+        self._over = False
+        self._declined = False  # whether the function was told that the next report needs no checkpoint
         self._how = How.RETURNED
         self._go = threading.Semaphore(0)
         self._place = place
@@ -124,8 +127,8 @@ class Session:
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Checkpoint | None) -> None:
         """One step is done. Returns when the trial is to go on; raises `TrialEnded` when it is not."""
-        if self._unwound:
-            raise TrialEnded
+        if self._over:
+            raise TrialEnded  # it was told so before, and did not listen
         step = self._step + 1
         flat = flatten(metrics)
         level = self._read_level(flat, step)
@@ -133,13 +136,16 @@ class Session:
             if not isinstance(checkpoint, Checkpoint):
                 raise TypeError(f"checkpoint must be a raytuner.Checkpoint, got {type(checkpoint).__name__}")
             self._store.publish(Path(checkpoint.path), self.lease.trial.id, step, self.lease.attempt)
-            self.checkpoint = self._store.load(self.lease.trial.id, step)
+            self.checkpoint = Checkpoint(self._store.path(self.lease.trial.id, step))
         self._step, self._level, self._reports = step, level, self._reports + 1
         self._metrics = {**self._automatic(step), **flat, "training_iteration": step}
         self.items.put(Report(step, level, self._metrics, time.time(), checkpoint is not None))
-        if any(name in self._metrics and self._metrics[name] >= most for name, most in self._rules.stop.items()):
+        if any(_reaches(self._metrics.get(name), most) for name, most in self._rules.stop.items()):
             self._how = How.STOPPED
-            raise TrialEnded
+            self._end()
+        declined, self._declined = self._declined, False
+        if self._unwound and not declined:  # else after the next, for which `should_checkpoint` is true
+            self._end()
         if level >= self.lease.until:
             self._park()
 
@@ -147,11 +153,11 @@ class Session:
         """Whether the next report wants a checkpoint: the lease may end there, or ``checkpoint_frequency`` says so."""
         step = self._step + 1
         every = self._rules.checkpoint_every
-        if every and step % every == 0:
-            return True
-        if self._rules.time_attr != "training_iteration":
-            return True  # whether the next report ends the lease is not known before it is made
-        return self._unwound or step >= min(self.lease.until, self._rules.stop.get("training_iteration", step + 1))
+        last = min(self.lease.until, self._rules.stop.get("training_iteration", self.lease.until))
+        # With another time_attr it is not known, before it is made, whether the next report ends the lease.
+        wanted = (every and step % every == 0) or self._rules.time_attr != "training_iteration" or step >= last
+        self._declined = not (self._unwound or wanted)
+        return not self._declined
 
     def _park(self) -> None:
         self.parked = True
@@ -159,9 +165,14 @@ class Session:
         self.items.put(self._ended(How.REACHED))
         self._go.acquire()
         if self._unwound:
-            raise TrialEnded
+            self._end()
+
+    def _end(self) -> NoReturn:
+        self._over = True
+        raise TrialEnded
 
     def _run(self) -> None:
+        _here.session = self
         try:
             if self.lease.checkpoint is not None:
                 self.checkpoint = self._store.load(self.lease.donor, self.lease.checkpoint)
@@ -211,8 +222,8 @@ class Session:
         if name not in metrics:
             raise ValueError(f"the report lacks {name!r}, the scheduler's time_attr; it holds {sorted(metrics)}")
         level = float(metrics[name])
-        if level < self._level:
-            raise ValueError(f"{name!r}, the scheduler's time_attr, fell from {self._level} to {level}")
+        if not level >= self._level:
+            raise ValueError(f"{name!r}, the scheduler's time_attr, must not fall: {self._level}, then {level}")
         return level
 
 
@@ -234,6 +245,10 @@ def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _reaches(value: Any, most: float) -> bool:
+    return isinstance(value, (int, float)) and value >= most
+
+
 def _plain(name: str, value: Any) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
@@ -253,19 +268,18 @@ def _size(value: Any) -> int | None:
 
 # ------------------------------------------------------------------------------------------- the public functions
 
-_current: Session | None = None
-
-
-def enter(session: Session | None) -> None:
-    """Make a session the one that `report` and its like speak to; an actor runs one function at a time."""
-    global _current
-    _current = session
+_here = threading.local()
+"""Holds the session whose function runs in this thread. No other thread may speak for it: one left over from an earlier
+trial of this process would speak for the wrong one."""
 
 
 def _session(caller: str) -> Session:
-    if _current is None:
-        raise RuntimeError(f"{caller}() works inside a training function that a raytuner Tuner runs")
-    return _current
+    session: Session | None = getattr(_here, "session", None)
+    if session is None:
+        raise RuntimeError(
+            f"{caller}() works inside a training function that a raytuner Tuner runs, in the thread it was called in"
+        )
+    return session
 
 
 def report(metrics: Mapping[str, Any], *, checkpoint: Checkpoint | None = None) -> None:

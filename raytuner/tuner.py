@@ -95,6 +95,12 @@ class RunConfig:
     verbose: int = 1
 
     def __post_init__(self) -> None:
+        for name, kind in (("failure_config", FailureConfig), ("checkpoint_config", CheckpointConfig)):
+            given = getattr(self, name)
+            if given is None:  # Ray's default
+                object.__setattr__(self, name, kind())
+            elif not isinstance(given, kind):
+                raise TypeError(f"{name} must be a raytuner.{kind.__name__}, got {given!r:.80}")
         if self.name is not None and (not self.name or Path(self.name).name != self.name or self.name in (".", "..")):
             raise ValueError(f"name must be a plain folder name, got {self.name!r}")
         if self.stop is not None and not isinstance(self.stop, Mapping):

@@ -20,6 +20,7 @@ from raytuner import segments
 from raytuner.actions import Fork, Proposal, Resume, Start
 from raytuner.checkpoints import CheckpointConfig
 from raytuner.driver import Driver
+from raytuner.durable import sync_folder
 from raytuner.events import Ended, Event, Failed, Over, Proposed
 from raytuner.executors.simulate import Simulation, Workload, World
 from raytuner.journal import Journal, Row, Said, read
@@ -73,7 +74,7 @@ class Fate:
 def fate(monkeypatch: pytest.MonkeyPatch) -> Fate:
     """Every write of the journal may be the driver's last."""
     fate = Fate(random.Random(0))
-    write, sync_folder, truncate = segments._write, segments.sync_folder, segments.truncate
+    write, truncate = segments._write, segments.truncate
 
     def mortal_write(file: int, data: bytes) -> None:
         if not fate.passes():

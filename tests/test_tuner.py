@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import raytuner as tune
+from raytuner.actions import Proposal
 from raytuner.journal import read
 from raytuner.ledger import IllegalChange
 from raytuner.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler
@@ -123,6 +124,47 @@ class TestRuns:
         assert [r.metrics["training_iteration"] for r in results] == [4, 4, 4]
         assert {r.state for r in results} == {State.DONE}
         assert all(r.checkpoint for r in results), "should_checkpoint() knows of the stop rule"
+
+    def test_a_stop_rule_passes_over_what_is_no_number(self, tmp_path: Path) -> None:
+        def train(config: dict[str, Any]) -> None:
+            for step in range(1, 9):
+                tune.report({"loss": 1.0, "score": None if step < 3 else "high" if step < 5 else step})
+
+        results = tuner(tmp_path, train, num_samples=1, stop={"score": 6}).fit()
+        assert results.num_errors == 0
+        assert results[0].metrics["training_iteration"] == 6
+
+    def test_a_trials_own_folder(self, tmp_path: Path) -> None:
+        def train(config: dict[str, Any]) -> None:
+            context = tune.get_context()
+            Path(context.get_trial_dir(), "notes.txt").write_text(context.get_trial_id())
+            tune.report({"loss": 1.0, "study": context.get_experiment_name()})
+
+        results = tuner(tmp_path, train, num_samples=2).fit()
+        assert [result.metrics["study"] for result in results] == ["study", "study"]
+        notes = [path.read_text() for path in sorted((tmp_path / "study" / "artifacts").glob("*/notes.txt"))]
+        assert notes == ["0", "1"]
+
+    def test_a_searcher_may_keep_what_it_gave(self, tmp_path: Path) -> None:
+        import numpy as np
+
+        class Reuses:
+            config: dict[str, Any]
+
+            def build(self, space: Any, seed: int) -> Any:
+                self.config = {}
+                return self
+
+            def ask(self, trial: int, until: int, pending: Any) -> Any:
+                self.config["x"] = np.float64(trial / 10)
+                return Proposal(self.config)
+
+            def tell(self, seen: Any) -> None: ...
+
+            def recall(self, *args: Any) -> None: ...
+
+        results = tuner(tmp_path, search_alg=Reuses(), num_samples=3, stop={"training_iteration": 1}).fit()
+        assert [result.config["x"] for result in results] == [0.0, 0.1, 0.2]
 
     def test_failures_are_results(self, tmp_path: Path) -> None:
         def train(config: dict[str, Any]) -> None:
@@ -240,7 +282,7 @@ class TestRuns:
 
     def test_what_cannot_be_reserved_is_said_at_once(self, tmp_path: Path) -> None:
         study = tuner(tmp_path, tune.with_resources(bowl, {"gpu": 16}))
-        with pytest.raises(ValueError, match="no trial fits in this cluster; GPU: 16 wanted, 2 there"):
+        with pytest.raises(ValueError, match="no trial fits on any node of this cluster; GPU: 16 wanted, 2 there"):
             study.fit()
 
     @pytest.mark.parametrize(
@@ -313,6 +355,11 @@ class TestAtTheDoor:
     def test_wrong_names(self, name: str) -> None:
         with pytest.raises(ValueError, match="name must be a plain folder name"):
             tune.RunConfig(name=name)
+
+    def test_configs_that_are_none(self) -> None:
+        assert tune.RunConfig(failure_config=None, checkpoint_config=None) == tune.RunConfig()  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"failure_config must be a raytuner\.FailureConfig, got 3"):
+            tune.RunConfig(failure_config=3)  # type: ignore[arg-type]
 
     def test_remote_storage_is_not_there_yet(self) -> None:
         with pytest.raises(ValueError, match="storage_path must be a local folder"):

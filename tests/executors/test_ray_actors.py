@@ -158,13 +158,11 @@ def test_a_function_that_will_not_end_loses_its_actor_not_the_slot(tmp_path: Pat
     with actors(stubborn, tmp_path, grace_s=0.2) as executor:
         executor.run(lease(0, until=1, endless=True))
         until(executor, over)
-        executor.run(lease(1, until=1))
+        executor.run(lease(1, until=1))  # finds the actor dead, and does not pay for it: it moves to the next
         seen = until(executor, over)
-        assert isinstance(seen[-1], Failed)
-        assert seen[-1].failure is Failure.LOST
-        until(executor, lambda event: event == Slots(event.at, 1))
-        executor.run(lease(1, until=1, attempt=2))
-        assert until(executor, over)[-1].how is How.REACHED
+        assert [event.slots for event in seen if isinstance(event, Slots)] == [0, 1]
+        assert isinstance(seen[-1], Ended)
+        assert (seen[-1].trial, seen[-1].how) == (1, How.REACHED)
 
 
 def test_a_killed_actor_is_a_lost_trial_and_is_replaced(tmp_path: Path) -> None:
@@ -201,6 +199,85 @@ def test_actors_that_die_idle_are_replaced_before_a_trial_meets_them(tmp_path: P
         assert min(event.slots for event in seen if isinstance(event, Slots)) == 0
         executor.run(lease(0, until=3, attempt=2))
         assert steps(until(executor, over)) == [1, 2, 3], "without a checkpoint it starts again"
+
+
+def reports_from_another_thread(config: dict[str, Any]) -> None:
+    caught: list[Exception] = []
+
+    def speak() -> None:
+        try:
+            tune.report({"x": 1})
+        except RuntimeError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=speak)
+    thread.start()
+    thread.join()
+    tune.report({"said": str(caught[0])})
+
+
+def test_no_other_thread_speaks_for_a_trial(tmp_path: Path) -> None:
+    """One left over from an earlier trial would speak for the wrong one."""
+    with actors(reports_from_another_thread, tmp_path) as executor:
+        executor.run(lease(0, until=END))
+        seen = until(executor, over)
+    assert steps(seen) == [1]
+    assert "in the thread it was called in" in metrics(seen)["said"]
+
+
+def saves_when_asked(config: dict[str, Any]) -> None:
+    while True:
+        if tune.should_checkpoint():
+            tune.report({"saved": True}, checkpoint=tune.Checkpoint.from_directory(config["folder"]))
+        else:
+            tune.report({"saved": False})
+
+
+def test_the_last_report_of_an_unwound_trial_and_its_checkpoint_count(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "weights").write_text("1")
+    with actors(saves_when_asked, tmp_path) as executor:
+        executor.run(lease(0, until=END, folder=str(tmp_path / "state")))
+        until(executor, lambda event: isinstance(event, Reported))
+        executor.unwind(0, 1)
+        seen = until(executor, over)
+    last = [report for event in seen if isinstance(event, Reported) for report in event.reports][-1]
+    assert last.metrics["saved"]
+    assert last.checkpoint
+    assert seen[-1].step == last.step
+
+
+def slow_to_end(config: dict[str, Any]) -> None:
+    try:
+        while True:
+            tune.report({"x": 1})
+    finally:
+        threading.Event().wait(0.3)
+        Path(config["folder"], f"ended-{config['name']}").touch()
+
+
+def test_parked_functions_may_end_before_their_actors_do(tmp_path: Path) -> None:
+    with actors(slow_to_end, tmp_path, slots=2) as executor:
+        for trial in range(2):
+            executor.run(lease(trial, until=1, folder=str(tmp_path), name=trial))
+        ended: list[Event] = []
+        while len(ended) < 2:
+            ended += [event for event in executor.wait(None) if over(event)]
+        for trial in range(2):
+            executor.unwind(trial, 1)
+    assert {path.name for path in tmp_path.glob("ended-*")} == {"ended-0", "ended-1"}
+
+
+def test_a_time_attribute_that_is_no_number_is_an_error(tmp_path: Path) -> None:
+    def train(config: dict[str, Any]) -> None:
+        tune.report({"epochs": 1.5})
+        tune.report({"epochs": float("nan")})
+
+    with actors(train, tmp_path, time_attr="epochs") as executor:
+        executor.run(lease(0, until=3))
+        failed = until(executor, over)[-1]
+    assert isinstance(failed, Failed)
+    assert "the scheduler's time_attr, must not fall: 1.5, then nan" in failed.message
 
 
 def fails(config: dict[str, Any]) -> None:
@@ -256,11 +333,17 @@ def test_what_the_cluster_can_never_give_is_refused_at_once(tmp_path: Path) -> N
 
 
 def test_as_many_slots_as_the_cluster_holds() -> None:
-    assert slots_in({"CPU": 4, "GPU": 2}, Slot(cpu=1, gpu=0.5)) == 4
-    assert slots_in({"CPU": 4, "GPU": 2}, Slot(cpu=1, gpu=1)) == 2
-    assert slots_in({"CPU": 3}, Slot(cpu=0.1)) == 30
-    assert slots_in({"CPU": 3}, Slot(cpu=0)) == 3
-    assert slots_in({"CPU": 64, "memory": 64 * 2**30}, Slot(cpu=1, memory_gib=16)) == 4
+    assert slots_in([{"CPU": 4, "GPU": 2}], Slot(cpu=1, gpu=0.5)) == 4
+    assert slots_in([{"CPU": 4, "GPU": 2}], Slot(cpu=1, gpu=1)) == 2
+    assert slots_in([{"CPU": 3}], Slot(cpu=0.1)) == 30
+    assert slots_in([{"CPU": 3}], Slot(cpu=0)) == 3
+    assert slots_in([{"CPU": 64, "memory": 64 * 2**30}], Slot(cpu=1, memory_gib=16)) == 4
+    # A slot lies on one node.
+    assert slots_in([{"CPU": 8, "GPU": 8}, {"CPU": 8}, {"CPU": 8, "GPU": 6}], Slot(gpu=4)) == 3
+    with pytest.raises(NoResources, match="GPU: 4 wanted, 2 there"):
+        slots_in([{"CPU": 8, "GPU": 2}, {"CPU": 8, "GPU": 2}], Slot(gpu=4))
+    with pytest.raises(NoResources, match="no node has all of it"):
+        slots_in([{"CPU": 1, "GPU": 4}, {"CPU": 8}], Slot(cpu=2, gpu=1))
 
 
 class Unpicklable:

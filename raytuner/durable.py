@@ -1,0 +1,27 @@
+"""Folders whose names survive a power failure."""
+
+from __future__ import annotations
+
+import os
+
+
+def make_folders(path: str | os.PathLike[str]) -> None:
+    """``os.makedirs``, durable: each new folder's name is on the disk when this returns."""
+    path = os.fspath(path)
+    parent = os.path.dirname(path)
+    if parent and not os.path.isdir(parent):
+        make_folders(parent)
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        return
+    sync_folder(parent or ".")
+
+
+def sync_folder(path: str | os.PathLike[str]) -> None:
+    """Bring a directory's entries to disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
