@@ -270,7 +270,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     os.environ |= {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     # "local": never one that already runs on this machine.
-    local.start(address="local", num_cpus=CPUS, logging_level=logging.ERROR)
+    local.start(num_cpus=CPUS, logging_level=logging.ERROR)
     try:
         with tempfile.TemporaryDirectory(dir=args.folder, prefix="raytuner-bench-") as name:
             print_place(Path(name), ("raytuner", "ray", "pyarrow", "numpy"))

@@ -33,7 +33,13 @@ def start(**settings: Any) -> str:
     ``settings``: further arguments of ``ray.init``, such as ``num_cpus`` and ``num_gpus``.
     """
     _keep_to_loopback()
-    context = ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False, **settings)
+    context = ray.init(
+        "local",  # never somebody else's
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        log_to_driver=False,
+        **settings,
+    )
     address: str = context.address_info["gcs_address"]
     return address
 

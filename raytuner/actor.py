@@ -12,6 +12,7 @@ import queue
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,6 +35,8 @@ class TrialActor:
         self._rules = rules
         self._session: Session | None = None
         self._lock = threading.Lock()  # unwind() comes on another thread than run()
+        self._collected = 0.0  # when the last collection ended, and how long it took
+        self._collection_s = 0.0
         self._place = {
             "hostname": socket.gethostname(),
             "node_ip": ray.util.get_node_ip_address(),
@@ -42,6 +45,8 @@ class TrialActor:
 
     def ready(self) -> int:
         """Answers once the process is up and the user's code is imported."""
+        gc.collect()
+        gc.freeze()  # what is there by now stays; collections between trials need not look at it
         return os.getpid()
 
     def watch(self) -> None:
@@ -65,13 +70,14 @@ class TrialActor:
                     batch.append(session.items.get_nowait())
                 except queue.Empty:
                     break
-            over = isinstance(batch[-1], Ended | Failed)
-            if over and not session.parked:
-                with self._lock:
-                    self._clear()
+            over, parked = isinstance(batch[-1], Ended | Failed), session.parked
             yield batch
             if over:
-                return
+                break
+        if not parked:  # by now the next lease may be here, and have made room for itself
+            with self._lock:
+                if self._session is session:
+                    self._clear()
 
     def unwind(self, trial: int) -> None:
         """End a trial: a parked one at once, a running one at its next report."""
@@ -94,7 +100,16 @@ class TrialActor:
         if not session.gone():
             os._exit(1)
         del session
-        gc.collect()
+        self._collect()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_initialized():
             torch.cuda.empty_cache()
+
+    def _collect(self) -> None:
+        """Collect what the trial's function left in cycles, but never for more than a twentieth of the time."""
+        begun = time.monotonic()
+        if begun - self._collected < 20 * self._collection_s:
+            return
+        gc.collect()
+        self._collected = time.monotonic()
+        self._collection_s = self._collected - begun

@@ -104,3 +104,38 @@ def test_the_installed_wheel_is_imported_from_where_it_is_installed(wheel: Path,
     assert run(sys.executable, "-c", distribution, cwd=elsewhere, PYTHONPATH=str(site)).split() == [
         wheel.name.split("-")[1]
     ]
+
+
+SWEEP = """
+import raytuner as tune
+from raytuner.schedulers import HyperBandScheduler
+from raytuner.searchers import BOHB
+
+def train(config):
+    for step in range(1, 10):
+        tune.report({"loss": config["x"] / step})
+
+results = tune.Tuner(
+    train,
+    param_space={"x": tune.uniform(0, 1)},
+    tune_config=tune.TuneConfig(
+        metric="loss", mode="min", num_samples=6, search_alg=BOHB(), scheduler=HyperBandScheduler(max_t=9)
+    ),
+    run_config=tune.RunConfig(name="study", storage_path=".", verbose=0),
+).fit()
+print(tune.__file__)
+print("trials", len(results), "failed", results.num_errors)
+"""
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_a_sweep_runs_where_only_the_wheel_was_installed(wheel: Path, tmp_path: Path) -> None:
+    """In a fresh environment, with the dependencies that the wheel itself asks for, far from the checkout."""
+    run(sys.executable, "-m", "venv", tmp_path / "env", cwd=tmp_path)
+    python = tmp_path / "env" / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", wheel, "--constraint", ROOT / "constraints.txt", cwd=tmp_path)
+    (tmp_path / "sweep.py").write_text(SWEEP)
+    where, found = run(python, "sweep.py", cwd=tmp_path).splitlines()[-2:]
+    assert Path(where).is_relative_to(tmp_path / "env")
+    assert found == "trials 6 failed 0"
