@@ -45,7 +45,7 @@ def main(storage: str) -> None:
     results = tune.Tuner(
         train,
         param_space={"x": tune.uniform(0, 1)},
-        tune_config=tune.TuneConfig(metric="loss", mode="min", num_samples=20, max_concurrent_trials=2, seed=0),
+        tune_config=tune.TuneConfig(metric="loss", mode="min", num_samples=8, max_concurrent_trials=2, seed=0),
         run_config=tune.RunConfig(name="study", storage_path=storage, verbose=0),
     ).fit()
     print(f"failed {results.num_errors}", flush=True)

