@@ -244,7 +244,8 @@ class Checks:
         table = read(root).reports
         written = list(zip(table["trial"].to_pylist(), table["step"].to_pylist(), strict=True))
         assert len(written) == len(set(written)), "a step counts twice"
-        losses = dict(zip(written, table["loss"].to_pylist() if self._said else [], strict=True))
+        reported = table["loss"].to_pylist() if written else []  # what was written may not have been acknowledged
+        losses = dict(zip(written, reported, strict=True))
         for trial, _, report in self._said:
             assert (trial, report.step) in losses, f"report {report} of trial {trial} was acknowledged and is missing"
             was, now = report.metrics["loss"], losses[trial, report.step]
