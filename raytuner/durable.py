@@ -1,4 +1,4 @@
-"""Folders whose names survive a power failure."""
+"""Folders and files that survive a power failure."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ def make_folders(path: str | os.PathLike[str]) -> None:
 def sync_folder(path: str | os.PathLike[str]) -> None:
     """Bring a directory's entries to disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: str | os.PathLike[str]) -> None:
+    """Bring to disk what another process wrote to a file and may not have synced before it died."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from raytuner.actions import Answer, Exhausted, Fork, Proposal, Resume, Start, Wait
-from raytuner.durable import make_folders, sync_folder
+from raytuner.durable import make_folders, sync_file, sync_folder
 from raytuner.events import (
     Checkpointed,
     Decision,
@@ -280,6 +280,9 @@ def _repair(events: _Table, reports: _Table) -> tuple[list[Turn], list[Turn]]:
         if turns and turns[-1].number >= whole:
             truncate(turns[-1].path, turns[-1].offset)
             turns.pop()
+    for table in (events, reports):
+        for last in table.segments()[-1:]:
+            sync_file(last)  # its writer may have died before it could, and what follows will build on it
     return found[0], found[1]
 
 

@@ -9,9 +9,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
-    "quick", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    "quick",
+    deadline=None,
+    derandomize=True,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-settings.register_profile("chaos", settings.get_profile("quick"), max_examples=400)
+settings.register_profile("chaos", settings.get_profile("quick"), derandomize=False, max_examples=400)
 settings.load_profile("quick")
 
 
