@@ -38,7 +38,7 @@ from raytuner.checkpoints import CheckpointConfig
 from raytuner.driver import Driver, Recorder
 from raytuner.events import Event
 from raytuner.executors.simulate import Simulation, Workload, World
-from raytuner.journal import Journal, Row, Said
+from raytuner.journal import Journal, Row
 from raytuner.objective import Objective
 from raytuner.protocols import SchedulingPolicy, SearchAlgorithm
 from raytuner.retry import Retries
@@ -128,7 +128,7 @@ class Nothing:
     def last_steps(self) -> dict[int, int]:
         return {}
 
-    def commit(self, rows: Sequence[Row], reports: Sequence[Said]) -> None:
+    def commit(self, rows: Sequence[Row], reports: Sequence[Reports]) -> None:
         pass
 
 
@@ -139,10 +139,10 @@ class Counting:
         self._journal = journal
         self._disk = disk
         self.rows, self.last_steps = journal.rows, journal.last_steps
-        self.turns: list[tuple[Sequence[Row], Sequence[Said]]] = []
+        self.turns: list[tuple[Sequence[Row], Sequence[Reports]]] = []
         self.commits_s = self.disk_s = 0.0
 
-    def commit(self, rows: Sequence[Row], reports: Sequence[Said]) -> None:
+    def commit(self, rows: Sequence[Row], reports: Sequence[Reports]) -> None:
         begun = time.perf_counter()
         self._journal.commit(rows, reports)
         self.commits_s += time.perf_counter() - begun

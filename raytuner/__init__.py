@@ -32,11 +32,14 @@ if TYPE_CHECKING:
     from raytuner.space import randn as randn
     from raytuner.space import sample_from as sample_from
     from raytuner.space import uniform as uniform
+    from raytuner.stopper import Stopper as Stopper
+    from raytuner.trainable import Trainable as Trainable
+    from raytuner.trainable import with_parameters as with_parameters
+    from raytuner.trainable import with_resources as with_resources
     from raytuner.tuner import FailureConfig as FailureConfig
     from raytuner.tuner import RunConfig as RunConfig
     from raytuner.tuner import TuneConfig as TuneConfig
     from raytuner.tuner import Tuner as Tuner
-    from raytuner.tuner import with_resources as with_resources
 
 _HOME = {
     "raytuner.checkpoints": ["Checkpoint", "CheckpointConfig"],
@@ -47,7 +50,9 @@ _HOME = {
         *("uniform", "quniform", "loguniform", "qloguniform", "randn", "qrandn", "randint", "qrandint", "lograndint"),
         *("qlograndint", "choice", "grid_search", "sample_from"),
     ],
-    "raytuner.tuner": ["FailureConfig", "RunConfig", "TuneConfig", "Tuner", "with_resources"],
+    "raytuner.stopper": ["Stopper"],
+    "raytuner.trainable": ["Trainable", "with_parameters", "with_resources"],
+    "raytuner.tuner": ["FailureConfig", "RunConfig", "TuneConfig", "Tuner"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from raytuner.actions import Answer, Proposal
+from raytuner.budget import TimeBudget
 from raytuner.events import (
     Ask,
     Checkpointed,
@@ -27,14 +28,17 @@ from raytuner.events import (
     Proposed,
     Reported,
     Run,
+    StopAsked,
     Tell,
     Unwind,
 )
-from raytuner.journal import Row, Said, events_of
+from raytuner.journal import Row, events_of
 from raytuner.ledger import IllegalChange
 from raytuner.protocols import Clock, Executor, Searcher
 from raytuner.space import plain
+from raytuner.stopper import Watch
 from raytuner.study import Deadlock, Study
+from raytuner.trial import Reports, Why
 
 
 class ReplayDiffers(Exception):
@@ -48,7 +52,7 @@ class Recorder(Protocol):
 
     def last_steps(self) -> dict[int, int]: ...
 
-    def commit(self, rows: Sequence[Row], reports: Sequence[Said]) -> None: ...
+    def commit(self, rows: Sequence[Row], reports: Sequence[Reports]) -> None: ...
 
 
 class Shelf(Protocol):
@@ -61,7 +65,7 @@ class Shelf(Protocol):
     def sweep_trial(self, trial: int, referenced: set[int]) -> object: ...
 
 
-Listener = Callable[[Study, Sequence[Row], Sequence[Said]], None]
+Listener = Callable[[Study, Sequence[Row], Sequence[Reports]], None]
 """Hears of each turn once it is durable."""
 
 
@@ -79,6 +83,8 @@ class Driver:
         shelf: Shelf,
         clock: Clock,
         listeners: Sequence[Listener] = (),
+        watch: Watch | None = None,
+        budget: TimeBudget | None = None,
     ) -> None:
         self._study = study
         self._searcher = searcher
@@ -86,23 +92,44 @@ class Driver:
         self._shelf = shelf
         self._clock = clock
         self._listeners = listeners
+        self._watch = watch
+        self._budget = budget
         self._rows: list[Row] = []
-        self._said: list[Said] = []
+        self._said: list[Reports] = []
         self._outbox: list[Command] = []
         self._owed: dict[int, Ask] = {}
         self._failed: set[int] = set()  # trials whose last attempt failed
         self._epoch, self.last_event_at = self._replay()
         self._last_step = journal.last_steps()
 
-    def run(self, executor: Executor) -> Finish:
-        """Drive the study until it is over. The caller closes the executor."""
+    def run(
+        self, executor: Executor, tick_s: float | None = None, asked: Callable[[], str | None] = lambda: None
+    ) -> Finish:
+        """Drive the study until it is over. The caller closes the executor.
+
+        ``asked``: says why the study is to end early, once somebody wants it to; it is looked at every ``tick_s``
+        seconds, and the listeners are told that time goes by (None: only when something happens).
+        """
         referenced = {(trial, step) for trial, steps in self._study.checkpoints.items() for step in steps}
         self._shelf.sweep(referenced)
         if self._study.finished is None or not self._study.finished.complete:
             self._turn([Opened(self._clock.now(), self._epoch + 1)], executor, owed=list(self._owed.values()))
+        stopped: StopAsked | None = None
         while self._study.finished is None:
-            self._turn(executor.wait(None), executor)
+            events = executor.wait(tick_s)
+            if stopped is None and (stopped := self._stop(asked())):
+                events = [*events, stopped]
+            self._turn(events, executor)
         return self._study.finished
+
+    def _stop(self, asked: str | None) -> StopAsked | None:
+        """Whether and why the study is to end early."""
+        now = self._clock.now()
+        if self._watch is not None and self._watch.stop_all():
+            return StopAsked(now, Why.STUDY_STOPPED.value, for_good=True)
+        if asked is None and self._budget is not None and not self._budget.left_s(now):
+            asked = self._budget.reason
+        return StopAsked(now, asked) if asked else None
 
     # ---------------------------------------------------------------------------------------------------- a turn
 
@@ -116,7 +143,8 @@ class Driver:
             queue.extendleft(reversed(answers))
         rows, said, outbox = self._rows, self._said, self._outbox
         self._rows, self._said, self._outbox = [], [], []
-        self._journal.commit(rows, said)
+        if rows or said:
+            self._journal.commit(rows, said)
         for command in outbox:
             self._issue(command, executor)
         for listener in self._listeners:
@@ -128,6 +156,10 @@ class Driver:
             return []  # too late: this attempt is dead, and what it says does not count
         if isinstance(event, Failed):
             self._failed.add(event.trial)
+        if self._watch is not None and isinstance(event, Ended):
+            event = self._watch.consult(event)
+        if self._budget is not None:
+            self._budget.note(event)
         self._rows.append(event)
         answers: list[Event] = []
         for command in self._study.handle(event):
@@ -157,17 +189,22 @@ class Driver:
         """
         if not self._study.expects(event.trial, event.attempt):
             return []
+        reports = event.reports
+        if not isinstance(reports, Reports):
+            reports = Reports.of(event.trial, event.attempt, reports)
+        fresh = reports.after(self._last_step.get(event.trial, 0))
         heard: list[Event] = []
-        fresh = []
-        for report in event.reports:
-            if report.step > self._last_step.get(event.trial, 0):
-                self._last_step[event.trial] = report.step
-                fresh.append(report)
-            if report.checkpoint:
-                heard.append(Checkpointed(report.at, event.trial, event.attempt, report.step, report.metrics))
-        self._said += [(event.trial, event.attempt, report) for report in fresh]
-        if fresh and self._study.every_report:
-            heard.append(replace(event, reports=tuple(fresh)))
+        if True in reports.checkpoints:
+            heard += [
+                Checkpointed(report.at, event.trial, event.attempt, report.step, report.metrics)
+                for report in reports
+                if report.checkpoint
+            ]
+        if fresh:
+            self._last_step[event.trial] = fresh.steps[-1]
+            self._said.append(fresh)
+            if self._study.every_report:
+                heard.append(replace(event, reports=tuple(fresh)))
         return heard
 
     def _issue(self, command: Command, executor: Executor) -> None:
@@ -211,6 +248,10 @@ class Driver:
 
     def _rehearse(self, event: Event, answers: dict[int, deque[Answer]]) -> list[Decision]:
         """Handle a recorded event: the searcher is told and reminded of its recorded answers, nothing is issued."""
+        if self._watch is not None and isinstance(event, Ended):
+            self._watch.remind(event)
+        if self._budget is not None:
+            self._budget.note(event)
         taken: list[Decision] = []
         for command in self._study.handle(event):
             match command:

@@ -19,7 +19,7 @@ from raytuner.trial import Failure, Lease, Metrics, Observation, Pending, Report
 class How(Enum):
     """How a lease ended without failing."""
 
-    REACHED = "reached"  # a report reached `until`; the trial is parked, or can go on from its checkpoint
+    REACHED = "reached"  # a report reached `until`, or was to be the only one; the trial is parked, or can go on
     RETURNED = "returned"  # the user's function returned
     STOPPED = "stopped"  # a report met the run's stop rule
     UNWOUND = "unwound"  # it was told to end
@@ -62,7 +62,7 @@ class Reported:
     at: float
     trial: int
     attempt: int
-    reports: tuple[Report, ...]
+    reports: Sequence[Report]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +114,14 @@ class Ticked:
 
 @dataclass(frozen=True, slots=True)
 class StopAsked:
-    """Somebody asked the study to end early: nothing new starts, and what runs is unwound and stays resumable."""
+    """Somebody asked the study to end early: nothing new starts, and what runs is unwound.
+
+    It stays resumable, unless it is to end ``for_good``: then every trial is over.
+    """
 
     at: float
     reason: str
+    for_good: bool = False
 
 
 Event = Opened | Slots | Proposed | Reported | Checkpointed | Ended | Failed | Ticked | StopAsked

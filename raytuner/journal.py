@@ -43,7 +43,7 @@ from raytuner.events import (
 )
 from raytuner.segments import DamagedSegment, SegmentWriter, Turn, read_segment, truncate
 from raytuner.space import pack, unpack
-from raytuner.trial import Failure, Report, State, Why
+from raytuner.trial import Failure, Report, Reports, State, Why
 
 FORMAT = 1
 
@@ -59,7 +59,7 @@ JOURNAL = pa.schema(
         pa.field("level", pa.float64()),  # value of the time attribute
         pa.field("spent", pa.float64()),  # seconds of slot time
         pa.field("source", pa.int64()),  # fork: the trial it continues
-        pa.field("number", pa.int64()),  # opened: epoch; slots: how many; finish: 1 complete, 0 resumable
+        pa.field("number", pa.int64()),  # opened: epoch; slots: how many; finish, stop_asked: 1 for good
         pa.field("what", pa.string()),  # ended: how; failed: failure; over: state; proposed: kind of answer
         pa.field("why", pa.string()),  # over: the reason's name
         pa.field("config", pa.string()),  # proposed, fork: JSON
@@ -84,8 +84,6 @@ METRIC = "metric:"
 """Prefix of the metrics' columns on disk, so that none can hide a column of ours."""
 
 Row = Event | Decision
-Said = tuple[int, int, Report]
-"""A report with the trial and attempt that made it."""
 
 
 class Journal:
@@ -101,7 +99,14 @@ class Journal:
         self._before = _repair(self._events, self._reports)
         self.turn = max((turns[-1].number for turns in self._before if turns), default=-1) + 1
         self._seen: dict[str, pa.DataType] = {}
+        self._schema: pa.Schema | None = None  # of reports, made of what was seen
         self._broken = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether the record, when this journal was opened, ended with the study's end."""
+        last = self._before[0][-1].batch.slice(self._before[0][-1].batch.num_rows - 1) if self._before[0] else None
+        return last is not None and (last["kind"][0].as_py(), last["number"][0].as_py()) == ("finish", 1)
 
     def rows(self) -> Iterator[Row]:
         """What was recorded before this journal was opened, in order."""
@@ -116,7 +121,7 @@ class Journal:
                 steps[trial] = max(step, steps.get(trial, 0))
         return steps
 
-    def commit(self, rows: Sequence[Row], reports: Sequence[Said]) -> None:
+    def commit(self, rows: Sequence[Row], reports: Sequence[Reports]) -> None:
         """Write one turn; when this returns it is durable, whole. Nothing to write: nothing happens.
 
         Rows that cannot be written raise before anything is. After a failed write (a full disk) this journal is of no
@@ -127,12 +132,11 @@ class Journal:
         if not rows and not reports:
             return
         self._before = [], []
-        records = [{"turn": self.turn, **_encode(row)} for row in rows]
         batches: list[tuple[_Table, pa.RecordBatch]] = []
         if reports:  # before the events: whoever reads these first then finds the reports of all he has seen
             batches.append((self._reports, self._report_batch(reports)))
         if rows:
-            batches.append((self._events, pa.RecordBatch.from_pylist(records, schema=JOURNAL)))
+            batches.append((self._events, self._event_batch(rows)))
         self._broken = True
         for table, batch in batches:
             table.append(batch, self.turn, joint=len(batches) == 2)
@@ -146,26 +150,59 @@ class Journal:
         self._events.close()
         self._reports.close()
 
-    def _report_batch(self, reports: Sequence[Said]) -> pa.RecordBatch:
-        for _, _, report in reports:
-            for name, value in report.metrics.items():
-                if value is not None:
-                    kind = _arrow_type(value)
-                    self._seen[name] = _wider(self._seen.get(name, kind), kind)
-        schema = REPORTS
-        for name, kind in self._seen.items():
-            schema = schema.append(pa.field(METRIC + _utf8(name), kind))
+    def _event_batch(self, rows: Sequence[Row]) -> pa.RecordBatch:
+        columns: dict[str, list[Any]] = {"turn": [self.turn] * len(rows)}
+        for place, row in enumerate(rows):
+            for name, value in _encode(row).items():
+                columns.setdefault(name, [None] * len(rows))[place] = value
+        arrays = [
+            pa.array(columns[field.name], field.type) if field.name in columns else pa.nulls(len(rows), field.type)
+            for field in JOURNAL
+        ]
+        return pa.RecordBatch.from_arrays(arrays, schema=JOURNAL)
+
+    def _report_batch(self, blocks: Sequence[Reports]) -> pa.RecordBatch:
+        size = sum(map(len, blocks))
+        metrics: dict[str, list[Any]] = {}
+        begun = 0
+        for block in blocks:
+            for name, values in block.metrics.items():
+                _extend(metrics, name, begun, values)
+            for name, value in block.constants.items():
+                _extend(metrics, name, begun, [value] * len(block))
+            begun += len(block)
+        floats = set()
+        for name, values in metrics.items():
+            values += [None] * (size - len(values))
+            types = set(map(type, values))
+            if types == {float}:
+                floats.add(name)
+            for kind in _kinds(types, values):
+                seen = self._seen.get(name)
+                wide = kind if seen is None else _wider(seen, kind)
+                if wide != seen:
+                    self._seen[name] = wide
+                    self._schema = None
+        if self._schema is None:
+            self._schema = pa.schema(
+                [*REPORTS, *(pa.field(METRIC + _utf8(name), kind) for name, kind in self._seen.items())]
+            )
         columns: list[pa.Array] = [
-            pa.array([trial for trial, _, _ in reports], pa.int64()),
-            pa.array([attempt for _, attempt, _ in reports], pa.int64()),
-            pa.array([report.step for _, _, report in reports], pa.int64()),
-            pa.array([report.level for _, _, report in reports], pa.float64()),
-            pa.array([report.at for _, _, report in reports], pa.float64()),
-            pa.array([report.checkpoint for _, _, report in reports], pa.bool_()),
+            pa.array([block.trial for block in blocks for _ in block.steps], pa.int64()),
+            pa.array([block.attempt for block in blocks for _ in block.steps], pa.int64()),
+            pa.array([step for block in blocks for step in block.steps], pa.int64()),
+            pa.array([level for block in blocks for level in block.levels], pa.float64()),
+            pa.array([at for block in blocks for at in block.at], pa.float64()),
+            pa.array([checkpoint for block in blocks for checkpoint in block.checkpoints], pa.bool_()),
         ]
         for name, kind in self._seen.items():
-            columns.append(_column([report.metrics.get(name) for _, _, report in reports], kind))
-        return pa.RecordBatch.from_arrays(columns, schema=schema)
+            if name not in metrics:
+                columns.append(pa.nulls(size, kind))
+            elif name in floats and pa.types.is_floating(kind):
+                columns.append(pa.array(metrics[name], kind))
+            else:
+                columns.append(_column(metrics[name], kind))
+        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +324,23 @@ def _repair(events: _Table, reports: _Table) -> tuple[list[Turn], list[Turn]]:
 
 
 # ------------------------------------------------------------------------------------------------ metric columns
+
+
+def _extend(columns: dict[str, list[Any]], name: str, begun: int, values: list[Any]) -> None:
+    """Add to a column that may have missed some of the ``begun`` rows before."""
+    column = columns.setdefault(name, [])
+    if len(column) < begun:
+        column += [None] * (begun - len(column))
+    column += values
+
+
+def _kinds(types: set[type], values: Sequence[Any]) -> set[pa.DataType]:
+    """The Arrow types of a metric's values, whose Python types these are; without those that were not reported."""
+    if types == {int}:
+        return {_arrow_type(min(values)), _arrow_type(max(values))}
+    if len(types) == 1 and types != {type(None)}:
+        return {_arrow_type(values[0])}
+    return {_arrow_type(value) for value in values if value is not None}
 
 
 def _arrow_type(value: Any) -> pa.DataType:
@@ -445,8 +499,8 @@ def _encode(row: Row) -> dict[str, Any]:
             }
         case Ticked(at):
             return {"kind": "ticked", "at": at}
-        case StopAsked(at, reason):
-            return {"kind": "stop_asked", "at": at, "text": _utf8(reason)}
+        case StopAsked(at, reason, for_good):
+            return {"kind": "stop_asked", "at": at, "text": _utf8(reason), "number": int(for_good)}
         case Start(trial, until):
             return {"kind": "start", "trial": trial, "until": until}
         case Resume(trial, until):
@@ -494,7 +548,7 @@ def _known(row: Mapping[str, Any]) -> Row:
         case "ticked":
             return Ticked(at)
         case "stop_asked":
-            return StopAsked(at, row["text"])
+            return StopAsked(at, row["text"], bool(row["number"]))
         case "start":
             return Start(trial, row["until"])
         case "resume":

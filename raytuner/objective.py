@@ -27,11 +27,13 @@ class Reading:
 class Objective:
     """The metric to optimise, and in which direction (``mode``: ``"min"`` or ``"max"``).
 
-    Without a metric every value is 0.0: fit for searchers and schedulers that rank nothing.
+    Without a metric every value is 0.0: fit for searchers and schedulers that rank nothing. A value that cannot be
+    ranked ends a trial at once; if ``patient``, only where it must be ranked, at the end of a lease.
     """
 
     metric: str | None
     mode: str = "min"
+    patient: bool = False
 
     def __post_init__(self) -> None:
         if self.metric is not None and (not isinstance(self.metric, str) or not self.metric):

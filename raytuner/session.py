@@ -3,26 +3,38 @@
 A `Session` is one run of that function in a thread. When a report reaches the lease's ``until`` the thread parks inside
 `report` and waits: the trial's next lease lets it go on, in about a millisecond and with all its state. Any other
 verdict unwinds the function by `TrialEnded`, which ``except Exception`` does not swallow.
+
+Reports are on the path of every training step: what they say is put down as it is, and becomes columns (`Outbox.take`)
+in the thread that sends them.
 """
 
 from __future__ import annotations
 
 import inspect
+import itertools
+import math
 import numbers
 import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from raytuner.checkpoints import Checkpoint, Store
 from raytuner.events import Ended, Failed, How
-from raytuner.trial import Failure, Lease, Report
+from raytuner.objective import Objective
+from raytuner.surroundings import Surroundings
+from raytuner.trial import Failure, Lease, Metrics, Reports, Slot
 
 _BACKLOG = 10_000  # reports that may wait to be sent before `report` blocks
+_BATCH = 5_000  # reports that are sent together at most
+
+Item = Reports | Ended | Failed
+"""What an executor hears of its sessions."""
 
 
 class TrialEnded(BaseException):
@@ -31,11 +43,14 @@ class TrialEnded(BaseException):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What an actor must know of the study to run its trials.
+    """What a process must know of the study to run its trials.
 
     ``stop``: metric names and the value at which a trial ends (at or above, as in Ray). ``time_attr``: the metric that
     ``until`` is measured in. ``checkpoint_every``: steps between checkpoints asked for by `should_checkpoint`
-    (0: only at the ends of leases). ``grace_s``: how long an unwound function may take to return.
+    (0: only at the ends of leases). ``grace_s``: how long an unwound function may take to return. ``objective``: the
+    first report must hold its metric, and no report may hold one that cannot be ranked. ``checkpoint_at_end``: class
+    trainables save where they end. ``chdir``: a working directory for each trial; ``stdout``, ``stderr``: files in it
+    for what it prints.
     """
 
     checkpoints: Path
@@ -43,15 +58,22 @@ class Rules:
     time_attr: str = "training_iteration"
     checkpoint_every: int = 0
     grace_s: float = 10.0
+    objective: Objective = Objective(None)
+    checkpoint_at_end: bool = False
+    chdir: bool = False
+    stdout: str | None = None
+    stderr: str | None = None
+    slot: Slot = field(default_factory=Slot)
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Who is running: the trial's number, its study's name, its folder."""
+    """Who is running: the trial's number, its study's name, its folder, what it reserves."""
 
     trial_id: int
     experiment_name: str
     trial_dir: Path
+    slot: Slot
 
     def get_trial_id(self) -> str:
         return str(self.trial_id)
@@ -67,49 +89,160 @@ class Context:
         self.trial_dir.mkdir(parents=True, exist_ok=True)
         return str(self.trial_dir)
 
+    def get_trial_resources(self) -> dict[str, float]:
+        """What the trial reserves, as it was given to `with_resources`."""
+        slot = self.slot
+        known = {"cpu": slot.cpu, "gpu": slot.gpu, "memory": slot.memory_gib * 2**30}
+        return {name: amount for name, amount in known.items() if amount} | dict(slot.custom)
+
+
+class Outbox:
+    """What the sessions of this process have said, until it is sent. One thread takes; `poke` wakes it."""
+
+    def __init__(self) -> None:
+        self._items: queue.SimpleQueue[_Said | Ended | Failed | None] = queue.SimpleQueue()
+        self._room = threading.Condition()
+        self._crowded = False
+
+    def put(self, item: Ended | Failed) -> None:
+        self._items.put(item)
+
+    def poke(self) -> None:
+        """Let `take` return, perhaps with nothing."""
+        self._items.put(None)
+
+    def report(self, said: _Said) -> None:
+        """Put down a report; waits while too many have not been sent."""
+        self._items.put(said)
+        if self._items.qsize() >= _BACKLOG:
+            with self._room:
+                self._crowded = True
+                self._room.wait_for(lambda: self._items.qsize() < _BACKLOG)
+
+    def take(self, timeout_s: float | None = None) -> list[Item]:
+        """Wait for something to be said; return it and what else is there, reports as columns."""
+        try:
+            raw = [self._items.get(timeout=timeout_s)]
+            while len(raw) < _BATCH:
+                raw.append(self._items.get_nowait())
+        except queue.Empty:
+            pass
+        if self._crowded:
+            with self._room:
+                self._crowded = False
+                self._room.notify_all()
+        found: list[Item] = []
+        for frame, items in itertools.groupby(raw, _frame_of):
+            if frame is not None:
+                found.append(_columns(frame, cast(list[_Said], list(items))))
+            else:
+                found += [item for item in items if isinstance(item, Ended | Failed)]
+        return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Frame:
+    """What all reports of one lease have in common. ``origin``: the step before the session's first."""
+
+    lease: Lease
+    origin: int
+    ran_s: float  # in the session's earlier leases
+    place: Mapping[str, Any]
+
+
+_Said = tuple[_Frame, int, float, float, float, float, bool, dict[str, Any]]
+"""A report as it is put down: frame, step, level, time, seconds since the report before and since the lease began,
+whether there is a checkpoint, what the user said. A plain tuple, for it is made at every training step."""
+
+
+def _frame_of(item: _Said | Ended | Failed | None) -> _Frame | None:
+    return item[0] if isinstance(item, tuple) else None
+
+
+def _columns(frame: _Frame, said: list[_Said]) -> Reports:
+    """Reports of one lease as columns, Ray's automatic metrics among them; what the user said by the same name wins."""
+    _, steps, levels, at, took, since, checkpoints, flats = (list(column) for column in zip(*said, strict=True))
+    lease, ran_s = frame.lease, frame.ran_s
+    metrics: dict[str, list[Any]] = {
+        "training_iteration": steps,
+        "time_this_iter_s": took,
+        "time_total_s": [lease.spent + seconds for seconds in since],
+        "time_since_restore": [ran_s + seconds for seconds in since],
+        "iterations_since_restore": [step - frame.origin for step in steps],
+        "timestamp": [int(when) for when in at],
+    }
+    constants = {"trial_id": str(lease.trial.id), **frame.place}
+    names = flats[0].keys()
+    if not all(flat.keys() == names for flat in flats):
+        names = dict.fromkeys(name for flat in flats for name in flat).keys()
+    for name in names:
+        values = [flat.get(name) for flat in flats]
+        ours = metrics.get(name) or ([constants.pop(name)] * len(values) if name in constants else None)
+        if ours is not None:
+            values = [value if name in flat else own for value, own, flat in zip(values, ours, flats, strict=True)]
+        if name != "training_iteration":
+            metrics[name] = values
+    return Reports(lease.trial.id, lease.attempt, steps, levels, at, checkpoints, metrics, constants)
+
+
+def _row(said: _Said) -> Metrics:
+    return _columns(said[0], [said])[0].metrics
+
 
 class Session:
     """One run of the training function, from a start or a checkpoint to its end, over one or more leases.
 
-    ``place``: where it runs (``hostname``, ``node_ip``, ``pid``), added to each report.
-
-    The actor's side is `items`, `proceed`, `unwind`; the function's side is `report` and its like, in ``_thread``.
+    ``place``: where it runs (``hostname``, ``node_ip``, ``pid``), added to each report. ``outbox``: where what is said
+    goes. ``leaves``: errors that are no matter of the trial's; `run` raises them. The owner's side is `start` (or `run`, in his own thread), `proceed`, `unwind`, `gone`; the function's side is
+    `report` and its like.
     """
 
-    def __init__(self, train: Callable[..., Any], lease: Lease, rules: Rules, place: Mapping[str, str | int]) -> None:
+    def __init__(
+        self,
+        train: Callable[..., Any],
+        lease: Lease,
+        rules: Rules,
+        place: Mapping[str, str | int],
+        outbox: Outbox,
+        leaves: tuple[type[BaseException], ...] = (),
+    ) -> None:
         self.lease = lease
-        self.items: queue.Queue[Report | Ended | Failed] = queue.Queue(_BACKLOG)
+        self._leaves = leaves
         self.parked = False
         self.checkpoint: Checkpoint | None = None
         study = rules.checkpoints.parent
-        self.context = Context(lease.trial.id, study.name, study / "artifacts" / f"{lease.trial.id:06d}")
+        folder = study / "artifacts" / f"{lease.trial.id:06d}"
+        self.context = Context(lease.trial.id, study.name, folder, rules.slot)
         self._train = train
         self._rules = rules
+        self._outbox = outbox
         self._store = Store(rules.checkpoints)
-        self._step = lease.checkpoint or 0
+        self._around = Surroundings(folder, rules.chdir, rules.stdout, rules.stderr)
+        self._step = self._origin = lease.checkpoint or 0
         self._level = float(self._step)
-        self._metrics: Mapping[str, Any] = {}
-        self._reports = 0
-        self._ran_s = 0.0  # in earlier leases of this session
-        self._resumed = self._last = time.monotonic()
+        self._last: _Said | None = None
+        self._resumed = self._before = time.monotonic()
+        self._frame = _Frame(lease, self._origin, 0.0, place)
         self._unwound = False
         self._over = False
         self._declined = False  # whether the function was told that the next report needs no checkpoint
         self._how = How.RETURNED
+        self._refused: Failed | None = None  # a report that ends the trial as failed
         self._go = threading.Semaphore(0)
-        self._place = place
-        self._thread = threading.Thread(target=self._run, name=f"trial-{lease.trial.id}", daemon=True)
+        self._thread: threading.Thread | None = None
 
-    # ------------------------------------------------------------------------------------------- the actor's side
+    # ------------------------------------------------------------------------------------------- the owner's side
 
     def start(self) -> None:
-        """Begin to run the function."""
+        """Begin to run the function, in a thread of its own."""
+        self._thread = threading.Thread(target=self.run, name=f"trial-{self.lease.trial.id}", daemon=True)
         self._thread.start()
 
     def proceed(self, lease: Lease) -> None:
         """Let the parked function go on under its trial's next lease."""
+        self._frame = _Frame(lease, self._origin, self._frame.ran_s + self._seconds(), self._frame.place)
         self.lease = lease
-        self._resumed = self._last = time.monotonic()
+        self._resumed = self._before = time.monotonic()
         self.parked = False
         self._go.release()
 
@@ -120,33 +253,73 @@ class Session:
 
     def gone(self) -> bool:
         """Whether the function returns within the grace period."""
-        self._thread.join(self._rules.grace_s)
-        return not self._thread.is_alive()
+        if self._thread is not None:
+            self._thread.join(self._rules.grace_s)
+        return self._thread is None or not self._thread.is_alive()
+
+    def run(self) -> None:
+        """Run the function, in this thread, to its end."""
+        _here.session = self
+        try:
+            last = self._run()
+            if not self.parked:  # else its lease ended long ago
+                self._outbox.put(last)
+        finally:
+            _here.session = None
+            self._around.forget()
 
     # -------------------------------------------------------------------------------------- the function's side
 
+    @property
+    def step(self) -> int:
+        """The last step that was reported, or the checkpoint's that this began from."""
+        return self._step
+
     def report(self, metrics: Mapping[str, Any], checkpoint: Checkpoint | None) -> None:
         """One step is done. Returns when the trial is to go on; raises `TrialEnded` when it is not."""
-        if self._over:
-            raise TrialEnded  # it was told so before, and did not listen
-        step = self._step + 1
-        flat = flatten(metrics)
-        level = self._read_level(flat, step)
+        said = self._take(metrics, checkpoint is not None)
         if checkpoint is not None:
-            if not isinstance(checkpoint, Checkpoint):
-                raise TypeError(f"checkpoint must be a raytuner.Checkpoint, got {type(checkpoint).__name__}")
-            self._store.publish(Path(checkpoint.path), self.lease.trial.id, step, self.lease.attempt)
-            self.checkpoint = Checkpoint(self._store.path(self.lease.trial.id, step))
-        self._step, self._level, self._reports = step, level, self._reports + 1
-        self._metrics = {**self._automatic(step), **flat, "training_iteration": step}
-        self.items.put(Report(step, level, self._metrics, time.time(), checkpoint is not None))
-        if any(_reaches(self._metrics.get(name), most) for name, most in self._rules.stop.items()):
+            self._publish(checkpoint, said[1])
+        self._tell(said)
+        if self._stops(said):
             self._how = How.STOPPED
             self._end()
         declined, self._declined = self._declined, False
         if self._unwound and not declined:  # else after the next, for which `should_checkpoint` is true
             self._end()
-        if level >= self.lease.until:
+        if self.lease.each_report or self._level >= self.lease.until:
+            self._park()
+
+    def report_step(
+        self,
+        metrics: Mapping[str, Any],
+        save: Callable[[], AbstractContextManager[Checkpoint | None]],
+        done: bool,
+        wants_checkpoint: bool,
+    ) -> None:
+        """`report` for class trainables, whose checkpoint is made when it is known whether this report needs one."""
+        said = self._take(metrics, False)
+        every, ends = self._rules.checkpoint_every, done or self._stops(said)
+        unwound, self._declined = self._unwound, False
+        needed = (
+            wants_checkpoint
+            or unwound
+            or said[2] >= self.lease.until
+            or (every > 0 and said[1] % every == 0)
+            or (ends and self._rules.checkpoint_at_end)
+        )
+        if needed:
+            with save() as checkpoint:  # its files are gone before this parks
+                if checkpoint is not None:
+                    self._publish(checkpoint, said[1])
+                    said = (*said[:6], True, said[7])
+        self._tell(said)
+        if ends:
+            self._how = How.RETURNED if done else How.STOPPED
+            self._end()
+        if unwound:  # else after the next, which is saved
+            self._end()
+        if self.lease.each_report or self._level >= self.lease.until:
             self._park()
 
     def should_checkpoint(self) -> bool:
@@ -159,11 +332,51 @@ class Session:
         self._declined = not (self._unwound or wanted)
         return not self._declined
 
+    def _take(self, metrics: Mapping[str, Any], checkpoint: bool) -> _Said:
+        """Check what the user said; nothing has happened if this raises."""
+        if self._over:
+            raise TrialEnded  # it was told so before, and did not listen
+        step = self._step + 1
+        flat = flatten(metrics)
+        now = time.monotonic()
+        level = float(step) if self._rules.time_attr == "training_iteration" else self._read_level(flat, step)
+        return (self._frame, step, level, time.time(), now - self._before, now - self._resumed, checkpoint, flat)
+
+    def _publish(self, checkpoint: Checkpoint, step: int) -> None:
+        if not isinstance(checkpoint, Checkpoint):
+            raise TypeError(f"checkpoint must be a raytuner.Checkpoint, got {type(checkpoint).__name__}")
+        self._store.publish(Path(checkpoint.path), self.lease.trial.id, step, self.lease.attempt)
+        self.checkpoint = Checkpoint(self._store.path(self.lease.trial.id, step))
+
+    def _tell(self, said: _Said) -> None:
+        """A report is made: it is sent, and counts."""
+        first = self._last is None
+        self._step, self._level, self._last = said[1], said[2], said
+        self._before = self._resumed + said[5]
+        self._outbox.report(said)
+        objective = self._rules.objective
+        value = said[7].get(objective.metric) if objective.metric is not None else 0
+        sound = type(value) is int or (type(value) is float and math.isfinite(value))
+        if not sound and (first or value is not None):
+            reading = objective.read(_row(said))
+            if reading.failure is not None and (reading.failure is Failure.NO_METRIC or not objective.patient):
+                self._refused = self._failed(reading.failure, reading.message)
+                self._end()
+
+    def _stops(self, said: _Said) -> bool:
+        """Whether a report meets the run's stop rule."""
+        stop = self._rules.stop
+        if not stop:
+            return False
+        metrics = _row(said)
+        return any(_reaches(metrics.get(name), most) for name, most in stop.items())
+
     def _park(self) -> None:
         self.parked = True
-        self._ran_s += self._seconds()
-        self.items.put(self._ended(How.REACHED))
+        self._around.leave()
+        self._outbox.put(self._ended(How.REACHED))
         self._go.acquire()
+        self._around.enter()  # for what the function does in its ``finally``, too
         if self._unwound:
             self._end()
 
@@ -171,54 +384,40 @@ class Session:
         self._over = True
         raise TrialEnded
 
-    def _run(self) -> None:
-        _here.session = self
+    def _run(self) -> Ended | Failed:
         try:
+            self._around.enter()
             if self.lease.checkpoint is not None:
                 self.checkpoint = self._store.load(self.lease.donor, self.lease.checkpoint)
             last = self._train(self.lease.trial.config)
             if isinstance(last, Mapping):
                 self.report(last, None)
-            how = How.RETURNED
+            return self._ended(How.RETURNED)
         except TrialEnded:
-            how = How.UNWOUND if self._unwound else self._how
-        except BaseException:
-            lease, spent = self.lease, self._seconds()
-            message = traceback.format_exc()
-            self.items.put(Failed(time.time(), lease.trial.id, lease.attempt, Failure.ERROR, message, spent))
-            return
-        self.items.put(self._ended(how))
+            return self._refused or self._ended(How.UNWOUND if self._unwound else self._how)
+        except self._leaves:
+            raise
+        except BaseException as error:
+            trace = error.__traceback__
+            lines = traceback.format_exception(error.with_traceback(trace.tb_next if trace else None))  # without us
+            return self._failed(Failure.ERROR, "".join(lines))
 
     def _ended(self, how: How) -> Ended:
         lease = self.lease
-        spent = self._seconds()
+        metrics = {} if self._last is None else dict(_row(self._last))
         return Ended(
-            time.time(), lease.trial.id, lease.attempt, how, self._step, self._level, dict(self._metrics), spent
+            time.time(), lease.trial.id, lease.attempt, how, self._step, self._level, metrics, self._seconds()
         )
+
+    def _failed(self, failure: Failure, message: str) -> Failed:
+        return Failed(time.time(), self.lease.trial.id, self.lease.attempt, failure, message, self._seconds())
 
     def _seconds(self) -> float:
         """How long this lease has run."""
         return time.monotonic() - self._resumed
 
-    def _automatic(self, step: int) -> dict[str, Any]:
-        """Ray's automatic metrics."""
-        now = time.monotonic()
-        took, self._last = now - self._last, now
-        return {
-            "training_iteration": step,
-            "time_this_iter_s": took,
-            "time_total_s": self.lease.spent + self._seconds(),
-            "time_since_restore": self._ran_s + self._seconds(),
-            "iterations_since_restore": self._reports,
-            "timestamp": int(time.time()),
-            "trial_id": str(self.lease.trial.id),
-            **self._place,
-        }
-
     def _read_level(self, metrics: Mapping[str, Any], step: int) -> float:
         name = self._rules.time_attr
-        if name == "training_iteration":
-            return float(step)
         if name not in metrics:
             raise ValueError(f"the report lacks {name!r}, the scheduler's time_attr; it holds {sorted(metrics)}")
         level = float(metrics[name])
@@ -234,6 +433,8 @@ def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """
     if not isinstance(metrics, Mapping):
         raise TypeError(f"report() takes a dict of metrics, got {type(metrics).__name__}: {metrics!r:.80}")
+    if not prefix and all(type(value) in _SCALARS for value in metrics.values()) and _all_text(metrics):
+        return dict(metrics)  # as nearly all are
     flat: dict[str, Any] = {}
     for name, value in metrics.items():
         if not isinstance(name, str):
@@ -245,12 +446,19 @@ def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+_SCALARS = frozenset({bool, int, float, str, type(None)})
+
+
+def _all_text(names: Mapping[str, Any]) -> bool:
+    return all(type(name) is str for name in names)
+
+
 def _reaches(value: Any, most: float) -> bool:
     return isinstance(value, (int, float)) and value >= most
 
 
 def _plain(name: str, value: Any) -> Any:
-    if value is None or type(value) in (bool, int, float, str):
+    if type(value) in _SCALARS:
         return value
     if isinstance(value, numbers.Number | str) or getattr(value, "shape", None) == () or _size(value) == 1:
         item = getattr(value, "item", None)
@@ -280,6 +488,21 @@ def _session(caller: str) -> Session:
             f"{caller}() works inside a training function that a raytuner Tuner runs, in the thread it was called in"
         )
     return session
+
+
+def report_step(
+    metrics: Mapping[str, Any],
+    save: Callable[[], AbstractContextManager[Checkpoint | None]],
+    done: bool,
+    wants_checkpoint: bool,
+) -> None:
+    """One step of a class trainable; ``save`` is called if this report wants a checkpoint. Not for users."""
+    _session("report_step").report_step(metrics, save, done, wants_checkpoint)
+
+
+def standing() -> int:
+    """The step at which the trial of this thread stands. Not for users."""
+    return _session("standing").step
 
 
 def report(metrics: Mapping[str, Any], *, checkpoint: Checkpoint | None = None) -> None:

@@ -62,7 +62,8 @@ class Study:
     """The state machine.
 
     ``trials``: how many `Start`s are served (None: as many as the searcher has configurations for).
-    ``fail_fast``: the first failed trial ends the study, resumable.
+    ``fail_fast``: the first failed trial ends the study, resumable. ``each_report``: a lease ends at every report, so
+    that whoever drives the study can have a say; short of its rung it goes on at once.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Study:
         retries: Retries,
         checkpoint_config: CheckpointConfig,
         fail_fast: bool = False,
+        each_report: bool = False,
     ) -> None:
         self.objective = objective
         self.ledger = Ledger()
@@ -83,6 +85,7 @@ class Study:
         self._limit = trials
         self._retries = retries
         self._fail_fast = fail_fast
+        self._each_report = each_report
         self._retention = retention(checkpoint_config)
         self._checkpoint_config = checkpoint_config
         self._slots = 0
@@ -93,7 +96,7 @@ class Study:
         self._deferred: list[int] = []  # those of them that were answered `Wait`: asked again at the next observation
         self._due: deque[int] = deque()  # running trials whose lease waits for a slot
         self._held: Counter[tuple[int, int]] = Counter()  # (trial, step) -> live forks that start from it
-        self._stopping: str | None = None
+        self._stopping: Finish | None = None
         self._out: list[Command] = []
 
     # ------------------------------------------------------------------------------------------------ the outside
@@ -117,7 +120,7 @@ class Study:
             case Failed():
                 self._failed(event)
             case StopAsked():
-                self._stop_asked(event.reason)
+                self._stop_asked(event.reason, event.for_good)
             case Ticked():
                 pass
             case _:
@@ -150,7 +153,8 @@ class Study:
         """Whatever ran is dead with the driver that ran it: its leases are given out anew, free of charge."""
         self._slots = 0
         self._busy.clear()
-        self._stopping = None
+        if self._stopping and not self._stopping.complete:
+            self._stopping = None
         if self.finished and not self.finished.complete:
             self.finished = None
         self._due.clear()
@@ -163,6 +167,8 @@ class Study:
         if start is None or event.trial in self._deferred:
             raise IllegalChange(f"a configuration was proposed for trial {event.trial}, which nobody asked for")
         match event.answer:
+            case _ if self._stopping and self._stopping.complete:
+                del self._asked[event.trial]  # it comes too late
             case Proposal(config=config):
                 del self._asked[event.trial]
                 self.ledger.open(Trial(start.trial, config), start.until)
@@ -216,6 +222,9 @@ class Study:
         entry.losses, entry.heard = 0, None
         if event.step >= entry.step and event.metrics:
             entry.step, entry.level, entry.metrics = event.step, event.level, event.metrics
+        if event.how is How.REACHED and event.level < entry.until:
+            self._due.appendleft(event.trial)  # it waits where it ran: whoever came first there would drive it out
+            return
         reading = self.objective.read(entry.metrics)
         if reading.failure is not None:
             if event.how.parks:
@@ -248,8 +257,13 @@ class Study:
             self._over(entry, _GIVEN_UP[event.failure], event.message)
             self._observe(entry, None, (), event.failure)
 
-    def _stop_asked(self, reason: str) -> None:
-        self._stopping = reason
+    def _stop_asked(self, reason: str, for_good: bool = False) -> None:
+        self._stopping = Finish(for_good, reason)
+        if for_good:
+            self._deferred.clear()
+            self._due.clear()
+            self._end_all(Why.STUDY_STOPPED)
+            return
         for trial, attempt in self._busy:
             self._out.append(Unwind(trial, attempt))
 
@@ -364,11 +378,12 @@ class Study:
                     break
                 case Done():
                     if not self._busy and not self._asked:
-                        self._finish(True, "every trial is over")
+                        self._end_all(Why.SCHEDULER_DONE)
+                        self._finish(Finish(True, "every trial is over"))
                     return
         if self._stopping is not None:
             if not self._busy:
-                self._finish(False, self._stopping)
+                self._finish(self._stopping)
             return
         if self._stuck():
             who = "searcher" if self._asked else "scheduler"
@@ -445,14 +460,16 @@ class Study:
                     since=entry.since,
                     origin=entry.origin,
                     spent=entry.spent,
+                    each_report=self._each_report,
                 )
             )
         )
 
-    def _finish(self, complete: bool, reason: str) -> None:
-        if complete:
-            for entry in list(self.ledger.live.values()):
-                self._out.append(Unwind(entry.trial.id, entry.attempt))
-                self._over(entry, Why.SCHEDULER_DONE)
-        self.finished = Finish(complete, reason)
-        self._out.append(self.finished)
+    def _end_all(self, why: Why) -> None:
+        for entry in list(self.ledger.live.values()):
+            self._out.append(Unwind(entry.trial.id, entry.attempt))
+            self._over(entry, why)
+
+    def _finish(self, finish: Finish) -> None:
+        self.finished = finish
+        self._out.append(finish)

@@ -9,10 +9,11 @@ has another ``time_attr``, values of that metric. Times are seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Self, overload
 
 Config = Mapping[str, Any]
 """Names to plain Python values, nested as the user nested them in ``param_space``."""
@@ -63,13 +64,14 @@ class Why(Enum):
     LOST = "its worker was lost too often without progress"
     NO_VALUE = "it did not report a usable value of the metric"
     NO_SOURCE = "the trial it was to continue from has no checkpoint"
+    STUDY_STOPPED = "the run's stop rule ended the study"
 
     @property
     def state(self) -> State:
         """The state a trial that is over for this reason is in."""
         if self in (Why.RETURNED, Why.STOP_RULE, Why.FULL_BUDGET):
             return State.DONE
-        if self in (Why.NOT_PROMOTED, Why.NO_PROMISE, Why.SCHEDULER_DONE):
+        if self in (Why.NOT_PROMOTED, Why.NO_PROMISE, Why.SCHEDULER_DONE, Why.STUDY_STOPPED):
             return State.STOPPED
         return State.FAILED
 
@@ -106,6 +108,104 @@ class Report:
     metrics: Metrics
     at: float
     checkpoint: bool = False
+
+
+class Reports(Sequence[Report]):
+    """What one lease of a trial said, in the order of steps, as columns: that is how it travels and is written.
+
+    ``steps``, ``levels``, ``at``, ``checkpoints``: as in `Report`, a list each, all of one length. ``metrics``: a list
+    for each metric, None where it was not reported. ``constants``: metrics that are the same in all of these reports.
+    """
+
+    __slots__ = ("at", "attempt", "checkpoints", "constants", "levels", "metrics", "steps", "trial")
+
+    def __init__(
+        self,
+        trial: int,
+        attempt: int,
+        steps: list[int],
+        levels: list[float],
+        at: list[float],
+        checkpoints: list[bool],
+        metrics: dict[str, list[Any]],
+        constants: dict[str, Any],
+    ) -> None:
+        self.trial = trial
+        self.attempt = attempt
+        self.steps = steps
+        self.levels = levels
+        self.at = at
+        self.checkpoints = checkpoints
+        self.metrics = metrics
+        self.constants = constants
+
+    @classmethod
+    def of(cls, trial: int, attempt: int, reports: Sequence[Report]) -> Self:
+        """The same as columns."""
+        names = dict.fromkeys(name for report in reports for name in report.metrics)
+        return cls(
+            trial,
+            attempt,
+            [report.step for report in reports],
+            [report.level for report in reports],
+            [report.at for report in reports],
+            [report.checkpoint for report in reports],
+            {name: [report.metrics.get(name) for report in reports] for name in names},
+            {},
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(getattr(self, name) for name in _COLUMNS)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[Report]:
+        return (self[place] for place in range(len(self.steps)))
+
+    @overload
+    def __getitem__(self, index: int) -> Report: ...
+    @overload
+    def __getitem__(self, index: slice) -> Reports: ...
+    def __getitem__(self, index: int | slice) -> Report | Reports:
+        if isinstance(index, slice):
+            return Reports(
+                self.trial,
+                self.attempt,
+                self.steps[index],
+                self.levels[index],
+                self.at[index],
+                self.checkpoints[index],
+                {name: values[index] for name, values in self.metrics.items()},
+                self.constants,
+            )
+        metrics = {name: values[index] for name, values in self.metrics.items() if values[index] is not None}
+        return Report(
+            self.steps[index],
+            self.levels[index],
+            {**self.constants, **metrics},
+            self.at[index],
+            self.checkpoints[index],
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Reports):
+            return NotImplemented
+        return (self.trial, self.attempt, list(self)) == (other.trial, other.attempt, list(other))
+
+    __hash__ = None  # type: ignore[assignment]  # it is made of lists
+
+    def __repr__(self) -> str:
+        return f"Reports(trial {self.trial}, attempt {self.attempt}, {list(self)!r})"
+
+    def after(self, step: int) -> Reports:
+        """Those beyond a step."""
+        if self.steps and self.steps[0] > step:
+            return self
+        return self[bisect_right(self.steps, step) :]
+
+
+_COLUMNS = ("trial", "attempt", "steps", "levels", "at", "checkpoints", "metrics", "constants")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +248,8 @@ class Lease:
     ``tries`` counts failures and losses so far. ``checkpoint`` is the step whose checkpoint to start from when the
     trial is not parked where it runs (None: from the beginning); ``donor`` is the trial it belongs to.
     ``since`` and ``origin`` are the time at which, and the step from which, this run was first begun: a driver that
-    died and came back leaves both as they were. ``spent``: seconds of slot time in earlier leases.
+    died and came back leaves both as they were. ``spent``: seconds of slot time in earlier leases. ``each_report``:
+    the lease ends at the next report, whether or not that reaches ``until``.
     """
 
     trial: Trial
@@ -160,6 +261,7 @@ class Lease:
     since: float
     origin: int
     spent: float = 0.0
+    each_report: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,29 +8,42 @@ from __future__ import annotations
 
 import json
 import secrets
+import shlex
+import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raytuner.budget import TimeBudget
 from raytuner.checkpoints import CheckpointConfig, Store
 from raytuner.folder import Folder, Lock, NoStudy
+from raytuner.interrupts import Interrupts
 from raytuner.objective import Objective
 from raytuner.protocols import SchedulingPolicy, SearchAlgorithm
 from raytuner.retry import Retries
 from raytuner.schedulers import SCHEDULERS, FIFOScheduler
 from raytuner.searchers import SEARCHERS, GridSearch, RandomSearch
-from raytuner.session import Rules, takes_config
+from raytuner.session import Rules
 from raytuner.space import Space
-from raytuner.trial import Slot
+from raytuner.stopper import StopRule, Watch, is_rule
+from raytuner.trainable import Bound, Reserved, check, name_of, qualified_name
+from raytuner.trial import Config, Slot
+from raytuner.work import Work
 
 if TYPE_CHECKING:
-    from raytuner.driver import Driver
+    from raytuner.events import Finish
+    from raytuner.executors.inline import Inline
+    from raytuner.executors.ray_actors import RayActors
+    from raytuner.journal import Journal
     from raytuner.results import ResultGrid
     from raytuner.study import Study
 
 _STORAGE = "~/raytuner_results"
+_TICK_S = 0.2  # how often the loop looks at the clock and for Ctrl-C, when nothing happens
+EXECUTORS = ("ray", "inline")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +54,9 @@ class TuneConfig:
     ``num_samples``: how many trials are started (with `grid_search`: how often the grid is run through; -1: until the
     searcher has nothing more). ``search_alg``: by default the grid if the space has one, else random.
     ``scheduler``: by default every trial runs to its end. ``max_concurrent_trials``: at most so many at a time (None:
-    as many as the cluster holds). ``seed``: of every random choice; drawn and recorded if not given.
+    as many as the cluster holds). ``time_budget_s``: seconds, or a timedelta, after which the study ends and can be
+    resumed with a larger budget; a driver's death does not start it anew. ``seed``: of every random choice; drawn and
+    recorded if not given. ``chdir_to_trial_dir``: each trial has a working directory of its own.
     """
 
     metric: str | None = None
@@ -50,7 +65,9 @@ class TuneConfig:
     search_alg: SearchAlgorithm | None = None
     scheduler: SchedulingPolicy | None = None
     max_concurrent_trials: int | None = None
+    time_budget_s: float | timedelta | None = None
     seed: int | None = None
+    chdir_to_trial_dir: bool = True
 
     def __post_init__(self) -> None:
         if self.metric is not None:
@@ -60,22 +77,35 @@ class TuneConfig:
         _whole("num_samples", self.num_samples, least=1, or_else=-1)
         _whole("max_concurrent_trials", self.max_concurrent_trials, least=1, or_else=None)
         _whole("seed", self.seed, least=0, or_else=None)
+        if isinstance(self.time_budget_s, timedelta):
+            object.__setattr__(self, "time_budget_s", self.time_budget_s.total_seconds())
+        if self.time_budget_s is not None:
+            _seconds("time_budget_s", self.time_budget_s)
+        _bool("chdir_to_trial_dir", self.chdir_to_trial_dir)
         _has_build("search_alg", self.search_alg, SEARCHERS)
         _has_build("scheduler", self.scheduler, SCHEDULERS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FailureConfig:
-    """What to do with failing trials: ``max_failures`` restarts from the newest checkpoint (-1: always), and whether
-    the first trial that fails for good ends the study (``fail_fast``)."""
+    """What to do with failing trials.
+
+    ``max_failures``: restarts from the newest checkpoint (-1: always). ``fail_fast``: the first trial that fails for
+    good ends the study, which can be resumed; ``"raise"``: and `Tuner.fit` raises its error. ``on_nan``: a metric that
+    is no finite number fails its trial at once (``"fail"``), or only where it is to be compared, at a rung or at the
+    trial's end (``"ignore"``).
+    """
 
     max_failures: int = 0
-    fail_fast: bool = False
+    fail_fast: bool | str = False
+    on_nan: str = "fail"
 
     def __post_init__(self) -> None:
         Retries(self.max_failures)
-        if not isinstance(self.fail_fast, bool):
-            raise ValueError(f"fail_fast must be True or False, got {self.fail_fast!r}")
+        if self.fail_fast != "raise" and not isinstance(self.fail_fast, bool):
+            raise ValueError(f"fail_fast must be True, False or 'raise', got {self.fail_fast!r}")
+        if self.on_nan not in ("fail", "ignore"):
+            raise ValueError(f"on_nan must be 'fail' or 'ignore', got {self.on_nan!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,16 +113,24 @@ class RunConfig:
     """Where and how to run.
 
     ``name``: of the study and its folder (default: the function's name and the time). ``storage_path``: the folder of
-    the study's folder (default ``~/raytuner_results``). ``stop``: metric names and the value at or above which a trial
-    ends, e.g. ``{"training_iteration": 27}``. ``verbose``: 0 silent, 1 progress, 2 also each trial's end.
+    the study's folder (default ``~/raytuner_results``). ``stop``: when a trial ends before the scheduler ends it: a
+    dict of metric names and the value at or above which it does, e.g. ``{"training_iteration": 27}``; a function
+    ``(trial_id, result) -> bool``; or a `Stopper`. ``verbose``: 0 silent, 1 progress, 2 also each trial's end, 3 also
+    each trial's start. ``log_to_file``: what trials print goes to ``artifacts/<trial>/stdout`` and ``stderr`` too
+    (True), to one file of this name (a string), or to two (a pair). ``runtime_env``: Ray's, for the trials' processes.
+    ``stop_grace_s``: how many seconds a trial that was told to stop has for the step it is in and for returning;
+    after that its process is killed.
     """
 
     name: str | None = None
     storage_path: str | Path | None = None
-    stop: Mapping[str, float] | None = None
+    stop: Mapping[str, float] | StopRule | None = None
     failure_config: FailureConfig = field(default_factory=FailureConfig)
     checkpoint_config: CheckpointConfig = field(default_factory=CheckpointConfig)
     verbose: int = 1
+    log_to_file: bool | str | tuple[str, str] = False
+    runtime_env: Mapping[str, Any] | None = None
+    stop_grace_s: float = 10.0
 
     def __post_init__(self) -> None:
         for name, kind in (("failure_config", FailureConfig), ("checkpoint_config", CheckpointConfig)):
@@ -103,102 +141,221 @@ class RunConfig:
                 raise TypeError(f"{name} must be a raytuner.{kind.__name__}, got {given!r:.80}")
         if self.name is not None and (not self.name or Path(self.name).name != self.name or self.name in (".", "..")):
             raise ValueError(f"name must be a plain folder name, got {self.name!r}")
-        if self.stop is not None and not isinstance(self.stop, Mapping):
-            raise TypeError(f"stop must be a dict of metric names and values, got {type(self.stop).__name__}")
-        for name, most in (self.stop or {}).items():
+        if self.stop is not None and not isinstance(self.stop, Mapping) and not is_rule(self.stop):
+            raise TypeError(
+                "stop must be a dict of metric names and values, a function (trial_id, result) -> bool, or a Stopper; "
+                f"got {self.stop!r:.80}"
+            )
+        for name, most in self.stop.items() if isinstance(self.stop, Mapping) else ():
             if not isinstance(name, str) or isinstance(most, bool) or not isinstance(most, (int, float)):
                 raise ValueError(f"stop must hold metric names and numbers, got {name!r}: {most!r}")
         if self.storage_path is not None and "://" in str(self.storage_path):
             raise ValueError(f"storage_path must be a local folder, got {str(self.storage_path)!r}")
         _whole("verbose", self.verbose, least=0, or_else=0)
+        _seconds("stop_grace_s", self.stop_grace_s)
+        if self.runtime_env is not None and not isinstance(self.runtime_env, Mapping):
+            raise TypeError(f"runtime_env must be a dict such as {{'env_vars': {{…}}}}, got {self.runtime_env!r:.80}")
+        _ = self.log_files
 
-
-@dataclass(frozen=True)
-class Reserved:
-    """A training function with what each of its trials reserves; made by `with_resources`."""
-
-    train: Callable[[Any], Any]
-    slot: Slot
-
-
-def with_resources(trainable: Callable[[Any], Any], resources: Mapping[str, float]) -> Reserved:
-    """Say what each trial reserves: ``{"cpu": 2, "gpu": 0.5, "memory": bytes, "<custom>": amount}``."""
-    if not isinstance(resources, Mapping):
-        raise TypeError(f"resources must be a dict such as {{'cpu': 1, 'gpu': 0.5}}, got {type(resources).__name__}")
-    for name, amount in resources.items():
-        if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not amount >= 0:
-            raise ValueError(f"resources[{name!r}] must be a number of 0 or more, got {amount!r}")
-    custom = {name: float(amount) for name, amount in resources.items() if name.lower() not in ("cpu", "gpu", "memory")}
-    known = {name.lower(): float(amount) for name, amount in resources.items() if name not in custom}
-    gpu = known.get("gpu", 0.0)
-    if gpu > 1 and gpu != int(gpu):
-        raise ValueError(f"resources['gpu'] must be a fraction of one GPU or a whole number, got {gpu!r}")
-    train = trainable.train if isinstance(trainable, Reserved) else trainable
-    return Reserved(train, Slot(known.get("cpu", 1.0), gpu, known.get("memory", 0.0) / 2**30, custom))
+    @property
+    def log_files(self) -> tuple[str | None, str | None]:
+        """The names of the files for what trials print to stdout and stderr; None: none."""
+        match self.log_to_file:
+            case False:
+                return None, None
+            case True:
+                return "stdout", "stderr"
+            case str(name) if _is_file_name(name):
+                return name, name
+            case (str(out), str(err)) if _is_file_name(out) and _is_file_name(err):
+                return out, err
+        raise ValueError(
+            f"log_to_file must be True, False, a file's name or a pair of such, got {self.log_to_file!r:.80}"
+        )
 
 
 class Tuner:
-    """Tunes a training function over a space of configurations."""
+    """Tunes a training function, or a class, over a space of configurations.
+
+    ``executor``: ``"ray"``, or ``"inline"`` to run trials one at a time in this process, for a debugger.
+    """
 
     def __init__(
         self,
-        trainable: Callable[[Any], Any] | Reserved,
+        trainable: Callable[..., Any] | type | Bound | Reserved,
         *,
         param_space: Mapping[str, Any] | Space | None = None,
         tune_config: TuneConfig | None = None,
         run_config: RunConfig | None = None,
+        executor: str = "ray",
     ) -> None:
-        self._train = trainable.train if isinstance(trainable, Reserved) else trainable
-        self._slot = trainable.slot if isinstance(trainable, Reserved) else Slot()
-        _check_trainable(self._train)
+        self._slot: Slot | Callable[[Config], Slot] = Slot()
+        if isinstance(trainable, Reserved):
+            trainable, self._slot = trainable.train, trainable.slot
+        parameters: Mapping[str, Any] = {}
+        if isinstance(trainable, Bound):
+            trainable, parameters = trainable.trainable, trainable.parameters
+        check(trainable)
+        if executor not in EXECUTORS:
+            raise ValueError(f"executor must be one of {', '.join(map(repr, EXECUTORS))}, got {executor!r}")
+        self._inline = executor == "inline"
+        self._train = trainable
         self._space = param_space if isinstance(param_space, Space) else Space(param_space or {})
+        self._work = Work(trainable, parameters, self._space.objects)
         self._run = run_config or RunConfig()
         config = tune_config or TuneConfig()
         self._scheduler = config.scheduler or FIFOScheduler()
         self._searcher = config.search_alg or (GridSearch() if self._space.has_grid else RandomSearch())
-        self._objective = _objective(config, self._scheduler)
+        self._objective = _objective(config, self._scheduler, self._run.failure_config.on_nan == "ignore")
         if self._objective.metric is None and not isinstance(self._searcher, GridSearch | RandomSearch):
             raise ValueError(f"metric must be given: {type(self._searcher).__name__} cannot search without one")
         if self._objective.metric is None and not isinstance(self._scheduler, FIFOScheduler):
             raise ValueError(
                 f"metric must be given: {type(self._scheduler).__name__} cannot compare trials without one"
             )
-        if self._run.checkpoint_config.checkpoint_at_end:
+        if self._run.checkpoint_config.checkpoint_at_end and not isinstance(trainable, type):
             raise ValueError("checkpoint_at_end is for class trainables; a function reports its last checkpoint itself")
         self._config = config
         self._searcher.build(self._space, 0)  # a searcher that cannot search this space says so now
         storage = Path(self._run.storage_path or _STORAGE).expanduser().absolute()
-        name = self._run.name or f"{getattr(self._train, '__name__', 'train')}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+        name = self._run.name or f"{name_of(trainable)}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
         self._folder = Folder(storage / name)
 
     def fit(self) -> ResultGrid:
         """Run the study, or what is left of it, and return its results.
 
-        Raises `raytuner.StudyInUse` if another process runs it, ValueError if another study has its name.
+        The first Ctrl-C (or SIGTERM) saves what runs, says how to go on and leaves with SystemExit(130, or 143); the
+        second leaves at once. Nothing that was recorded is lost either way.
+
+        Raises `raytuner.StudyInUse` if another process runs it; ValueError if another study has its name, or if the
+        cluster can never give what a trial reserves; TypeError if a trial's code cannot be sent to its process.
         """
-        from raytuner.driver import Driver
         from raytuner.journal import Journal
-        from raytuner.progress import Progress
         from raytuner.results import ResultGrid
 
         with Lock(self._folder.root):
-            seed = self._claim()
-            journal = Journal(self._folder.root)
-            study = self._study(seed)
-            progress = Progress(self._folder.name, study, self._trials, self._run.verbose)
-            searcher = self._searcher.build(self._space, seed)
-            driver = Driver(study, searcher, journal, Store(self._folder.checkpoints), _Clock(), [progress])
-            try:
-                if study.finished is None or not study.finished.complete:
-                    with progress:
-                        self._drive(driver)
-            except KeyboardInterrupt:
-                if self._run.verbose:
-                    print(f"Interrupted. Run it again, or Tuner.restore({str(self._folder.root)!r}, …), to go on.")
-                raise
-            finally:
+            seed = self._known_seed()
+            if seed is not None:
+                journal = Journal(self._folder.root)
+                if journal.complete:
+                    journal.close()
+                    return ResultGrid(self._folder.root)
                 journal.close()
+            self._live(seed)
         return ResultGrid(self._folder.root)
+
+    def _live(self, seed: int | None) -> None:
+        """One driver's life. The trials' processes warm up while the study is prepared."""
+        from raytuner.journal import Journal
+
+        executor = self._executor()
+        try:
+            with Interrupts() as interrupts:
+                if seed is None:
+                    seed = self._begin()
+                journal = Journal(self._folder.root)
+                try:
+                    finish = self._drive(executor, journal, seed, lambda: interrupts.asked)
+                finally:
+                    journal.close()
+        except KeyboardInterrupt:
+            executor.close(at_once=True)
+            self._tell_how_to_go_on("Left at once.")
+            raise SystemExit(130) from None
+        except BaseException:
+            executor.close(at_once=True)
+            raise
+        executor.close()
+        if not finish.complete:
+            self._tell_how_to_go_on(f"The study ended early: {finish.reason}.")
+            if interrupts.asked is not None:
+                raise SystemExit(interrupts.status)
+            if self._run.failure_config.fail_fast == "raise":
+                self._raise_failure()
+
+    def _drive(
+        self, executor: RayActors | Inline, journal: Journal, seed: int, asked: Callable[[], str | None]
+    ) -> Finish:
+        from raytuner.driver import Driver
+        from raytuner.executors.inline import Inline
+        from raytuner.progress import Progress
+
+        study = self._study(seed)
+        clock = _Clock()
+        budget = None if self._config.time_budget_s is None else TimeBudget(self._config.time_budget_s)
+        progress = Progress(
+            self._folder.name,
+            study,
+            self._trials,
+            self._run.verbose,
+            slot=self._slot if isinstance(self._slot, Slot) else None,
+            limit_s=None if budget is None else lambda: budget.left_s(clock.now()),
+        )
+        driver = Driver(
+            study,
+            self._searcher.build(self._space, seed),
+            journal,
+            Store(self._folder.checkpoints),
+            clock,
+            [progress] if self._run.verbose else [],
+            Watch(self._run.stop) if is_rule(self._run.stop) else None,
+            budget,
+        )
+
+        def drive() -> Finish:
+            return driver.run(executor, _TICK_S, asked)
+
+        with progress:
+            return executor.serve(drive) if isinstance(executor, Inline) else drive()
+
+    def _executor(self) -> RayActors | Inline:
+        rules = Rules(
+            self._folder.checkpoints,
+            dict(self._run.stop) if isinstance(self._run.stop, Mapping) else {},
+            getattr(self._scheduler, "time_attr", "training_iteration"),
+            self._run.checkpoint_config.checkpoint_frequency,
+            self._run.stop_grace_s,
+            self._objective,
+            self._run.checkpoint_config.checkpoint_at_end,
+            self._config.chdir_to_trial_dir,
+            *self._run.log_files,
+            slot=self._slot if isinstance(self._slot, Slot) else Slot(),
+        )
+        if self._inline:
+            from raytuner.executors.inline import Inline
+
+            return Inline(self._work, rules)
+        from raytuner.cluster.local import connect
+        from raytuner.executors.ray_actors import RayActors
+
+        self._work.check_portable()
+        connect()
+        orderless = isinstance(self._searcher, GridSearch | RandomSearch) and isinstance(self._scheduler, FIFOScheduler)
+        return RayActors(
+            self._work,
+            rules,
+            self._slot,
+            self._config.max_concurrent_trials,
+            ahead=orderless and not is_rule(self._run.stop),
+            runtime_env=self._run.runtime_env,
+        )
+
+    def _tell_how_to_go_on(self, what: str) -> None:
+        """Say, unless silent, how to resume the study."""
+        if not self._run.verbose:
+            return
+        lines = [f"{what} Nothing is lost. To go on:"]
+        if self._run.name is not None and Path(sys.argv[0]).is_file():
+            lines.append(f"  {shlex.join(['python', *sys.argv])}")
+            lines.append("or, from Python:")
+        lines.append(f"  Tuner.restore({str(self._folder.root)!r}, {name_of(self._train)}).fit()")
+        print("\n".join(lines), flush=True)
+
+    def _raise_failure(self) -> None:
+        from raytuner.results import ResultGrid
+
+        for error in ResultGrid(self._folder.root).errors:
+            raise error
 
     def get_results(self) -> ResultGrid:
         """The results so far, without running anything."""
@@ -219,28 +376,35 @@ class Tuner:
     def restore(
         cls,
         path: str | Path,
-        trainable: Callable[[Any], Any] | Reserved,
+        trainable: Callable[..., Any] | type | Bound | Reserved,
         *,
         param_space: Mapping[str, Any] | None = None,
         tune_config: TuneConfig | None = None,
         run_config: RunConfig | None = None,
+        executor: str = "ray",
     ) -> Tuner:
         """The study in a folder, to `fit` what is left of it.
 
-        Its space and settings are read from the folder. ``param_space`` is needed again where it holds functions,
-        ``tune_config`` where the searcher or the scheduler is not one of raytuner's. Of ``run_config`` only ``verbose``
-        counts: the rest is the study's.
+        Its space and settings are read from the folder. ``param_space`` is needed again where it holds functions or
+        objects, ``tune_config`` where the searcher or the scheduler is not one of raytuner's, the stop rule in
+        ``run_config`` where it is code, ``with_resources`` where resources are a function. What `RunConfig` says of
+        where the study is, how it retries and what it keeps is the study's own; the rest is as given here.
         """
         folder = Folder(Path(path).expanduser().absolute())
         what = folder.read()
         run = run_config or RunConfig()
-        run = RunConfig(
+        stop: Any = what["stop"]
+        if isinstance(stop.get("function"), str):  # a metric of this name has a number
+            if not is_rule(run.stop):
+                raise ValueError(f"run_config=RunConfig(stop=…) must be given again: the study's is {stop['function']}")
+            stop = run.stop
+        run = replace(
+            run,
             name=folder.name,
             storage_path=folder.root.parent,
-            stop=what["stop"],
+            stop=stop,
             failure_config=FailureConfig(**what["failure_config"]),
             checkpoint_config=CheckpointConfig(**what["checkpoint_config"]),
-            verbose=run.verbose,
         )
         config = tune_config or TuneConfig(
             metric=what["metric"],
@@ -249,12 +413,17 @@ class Tuner:
             search_alg=_rebuild("search_alg", what["search_alg"], SEARCHERS),
             scheduler=_rebuild("scheduler", what["scheduler"], SCHEDULERS),
             max_concurrent_trials=what["max_concurrent_trials"],
+            time_budget_s=what.get("time_budget_s"),
             seed=what["seed"],
+            chdir_to_trial_dir=what.get("chdir_to_trial_dir", True),
         )
         if not isinstance(trainable, Reserved):
+            if "function" in what["resources"]:
+                name = what["resources"]["function"]
+                raise ValueError(f"with_resources(trainable, …) must be given again: the study's resources are {name}")
             trainable = Reserved(trainable, Slot(**what["resources"]))
         space = Space.from_json(what["space"]) if param_space is None else param_space
-        return cls(trainable, param_space=space, tune_config=config, run_config=run)
+        return cls(trainable, param_space=space, tune_config=config, run_config=run, executor=executor)
 
     # ------------------------------------------------------------------------------------------------- its parts
 
@@ -275,42 +444,23 @@ class Tuner:
             self._trials,
             Retries(self._run.failure_config.max_failures),
             self._run.checkpoint_config,
-            self._run.failure_config.fail_fast,
+            bool(self._run.failure_config.fail_fast),
+            each_report=is_rule(self._run.stop),
         )
-
-    def _drive(self, driver: Driver) -> None:
-        from raytuner.cluster.local import connect
-        from raytuner.executors.ray_actors import RayActors
-
-        connect()
-        rules = Rules(
-            self._folder.checkpoints,
-            dict(self._run.stop or {}),
-            getattr(self._scheduler, "time_attr", "training_iteration"),
-            self._run.checkpoint_config.checkpoint_frequency,
-        )
-        executor = RayActors(self._train, rules, self._slot, self._config.max_concurrent_trials)
-        try:
-            driver.run(executor)
-        finally:
-            executor.close()
 
     # ------------------------------------------------------------------------------------------- what the study is
 
-    def _claim(self) -> int:
-        """Begin the study, or make sure that the one in the folder is this one; return its seed."""
-        what = self._describe()
+    def _known_seed(self) -> int | None:
+        """The seed of the study in the folder, None if there is none; ValueError if it is another study."""
         if not self._folder.exists():
-            seed = secrets.randbelow(2**32) if self._config.seed is None else self._config.seed
-            self._folder.create({**what, "seed": seed})
-            return seed
-        known = self._folder.read()
+            return None
+        what, known = self._describe(), self._folder.read()
         differences = []
         for name in _IDENTITY:
             if name == "space" and known.get("space") != what["space"]:
                 differences += _space_differences(known.get("space"), self._space)
-            elif known.get(name) != what[name]:
-                differences.append(f"{name}: {known.get(name)!r} became {what[name]!r}")
+            elif (was := {**_LATER.get(name, {}), **known[name]} if name in _LATER else known.get(name)) != what[name]:
+                differences.append(f"{name}: {was!r} became {what[name]!r}")
         seed = known["seed"]
         if self._config.seed not in (None, seed):
             differences.append(f"seed: {seed} became {self._config.seed}")
@@ -322,22 +472,30 @@ class Tuner:
         assert isinstance(seed, int)
         return seed
 
+    def _begin(self) -> int:
+        """Begin the study in its folder; its seed."""
+        seed = secrets.randbelow(2**32) if self._config.seed is None else self._config.seed
+        self._folder.create({**self._describe(), "seed": seed})
+        return seed
+
     def _describe(self) -> dict[str, Any]:
         """What ``study.json`` holds of this study, as it reads back from JSON."""
         what = {
             "name": self._folder.name,
-            "trainable": f"{getattr(self._train, '__module__', '?')}.{getattr(self._train, '__qualname__', '?')}",
+            "trainable": qualified_name(self._train),
             "space": self._space.to_json(),
             "metric": self._objective.metric,
             "mode": self._objective.mode if self._objective.metric else None,
             "num_samples": self._config.num_samples,
             "search_alg": _settings(self._searcher),
             "scheduler": _settings(self._scheduler),
-            "stop": dict(self._run.stop or {}),
+            "stop": _stop_rule(self._run.stop),
             "failure_config": asdict(self._run.failure_config),
             "checkpoint_config": asdict(self._run.checkpoint_config),
             "max_concurrent_trials": self._config.max_concurrent_trials,
-            "resources": {**asdict(self._slot), "custom": dict(self._slot.custom)},
+            "time_budget_s": self._config.time_budget_s,
+            "chdir_to_trial_dir": self._config.chdir_to_trial_dir,
+            "resources": _resources(self._slot),
         }
         read_back: dict[str, Any] = json.loads(json.dumps(what))
         return read_back
@@ -349,13 +507,16 @@ _IDENTITY = (
 )
 """What a study must share with the one in its folder to go on with it: everything its decisions depend on."""
 
+_LATER: Mapping[str, Mapping[str, Any]] = {"failure_config": {"on_nan": "fail"}}
+"""Settings that studies of the first version did not have, as they were then."""
+
 
 class _Clock:
     def now(self) -> float:
         return time.time()
 
 
-def _objective(config: TuneConfig, scheduler: object) -> Objective:
+def _objective(config: TuneConfig, scheduler: object, patient: bool) -> Objective:
     """The metric and mode, from the `TuneConfig` or, as Ray allows, the scheduler."""
     found: dict[str, str | None] = {}
     for name in ("metric", "mode"):
@@ -365,7 +526,7 @@ def _objective(config: TuneConfig, scheduler: object) -> Objective:
         found[name] = theirs if ours is None else ours
     if found["metric"] is not None and found["mode"] is None:
         raise ValueError(f"mode must be 'min' or 'max' where a metric is given ({found['metric']!r}), got None")
-    return Objective(found["metric"], found["mode"] or "min")
+    return Objective(found["metric"], found["mode"] or "min", patient)
 
 
 def _settings(settings: object) -> dict[str, Any]:
@@ -393,13 +554,15 @@ def _space_differences(known: Any, space: Space) -> list[str]:
         return ["the space is another"]
 
 
-def _check_trainable(train: object) -> None:
-    if isinstance(train, type):
-        raise TypeError(f"trainable must be a function of one argument, the configuration; got the class {train!r}")
-    if not callable(train):
-        raise TypeError(f"trainable must be a function of one argument, the configuration; got {train!r:.80}")
-    if not takes_config(train):
-        raise TypeError(f"trainable must take one argument, the configuration; {train!r:.80} does not")
+def _stop_rule(stop: Mapping[str, float] | StopRule | None) -> dict[str, Any]:
+    """A stop rule as JSON; of one that is code the name."""
+    if stop is None or isinstance(stop, Mapping):
+        return dict(stop or {})
+    return {"function": qualified_name(stop)}
+
+
+def _resources(slot: Slot | Callable[[Config], Slot]) -> dict[str, Any]:
+    return {**asdict(slot), "custom": dict(slot.custom)} if isinstance(slot, Slot) else {"function": repr(slot)}
 
 
 def _whole(name: str, value: object, least: int, or_else: int | None) -> None:
@@ -416,3 +579,17 @@ def _has_build(name: str, value: object, registry: Mapping[str, object]) -> None
         raise TypeError(
             f"{name} must be one of {ours}, or an object with a build method like theirs; got {value!r:.80}"
         )
+
+
+def _seconds(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"{name} must be a number of seconds above 0, got {value!r}")
+
+
+def _bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
+def _is_file_name(name: str) -> bool:
+    return bool(name) and Path(name).name == name and name not in (".", "..")

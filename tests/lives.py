@@ -23,13 +23,13 @@ from raytuner.driver import Driver
 from raytuner.durable import sync_folder
 from raytuner.events import Ended, Event, Failed, Over, Proposed
 from raytuner.executors.simulate import Simulation, Workload, World
-from raytuner.journal import Journal, Row, Said, read
+from raytuner.journal import Journal, Row, read
 from raytuner.objective import Objective
 from raytuner.protocols import SchedulingPolicy, SearchAlgorithm
 from raytuner.retry import Retries
 from raytuner.space import Space, choice, grid_search, loguniform, randint, uniform
 from raytuner.study import Study
-from raytuner.trial import Failure, Lease, Trial
+from raytuner.trial import Failure, Lease, Reports, Trial
 
 SPACE = {
     "lr": loguniform(1e-4, 1.0),
@@ -183,7 +183,7 @@ class Life:
     def last_steps(self) -> dict[int, int]:
         return self.journal.last_steps()
 
-    def commit(self, rows: Sequence[Row], reports: Sequence[Said]) -> None:
+    def commit(self, rows: Sequence[Row], reports: Sequence[Reports]) -> None:
         self.journal.commit(rows, reports)
         self._checks.acknowledged(rows, reports)
 
@@ -221,7 +221,7 @@ class Checks:
 
     deaths: int = 0
     leases: int = 0
-    _said: list[Said] = field(default_factory=list)
+    _said: list[Reports] = field(default_factory=list)
     _ended: set[tuple[int, int, int]] = field(default_factory=set)  # (trial, until, tries) of leases that are over
     _running: dict[int, Lease] = field(default_factory=dict)
     _given: set[tuple[int, int, int]] = field(default_factory=set)  # in this life
@@ -239,7 +239,7 @@ class Checks:
         self._given.add(key)
         self._running[lease.trial.id] = lease
 
-    def acknowledged(self, rows: Sequence[Row], reports: Sequence[Said]) -> None:
+    def acknowledged(self, rows: Sequence[Row], reports: Sequence[Reports]) -> None:
         self._said += reports
         for row in rows:
             if isinstance(row, Ended | Failed):
@@ -252,10 +252,11 @@ class Checks:
         assert len(written) == len(set(written)), "a step counts twice"
         reported = table["loss"].to_pylist() if written else []  # what was written may not have been acknowledged
         losses = dict(zip(written, reported, strict=True))
-        for trial, _, report in self._said:
-            assert (trial, report.step) in losses, f"report {report} of trial {trial} was acknowledged and is missing"
-            was, now = report.metrics["loss"], losses[trial, report.step]
-            assert was == now or (was != was and now != now)
+        for said in self._said:
+            for report in said:
+                assert (said.trial, report.step) in losses, f"{report} of trial {said.trial} was acknowledged, is missing"
+                was, now = report.metrics["loss"], losses[said.trial, report.step]
+                assert was == now or (was != was and now != now)
 
 
 def live_through(case: Case, root: Path, fate: Fate, gap: int | None, power: bool = False) -> tuple[list[Any], Checks]:

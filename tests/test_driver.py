@@ -27,14 +27,14 @@ from raytuner.events import (
     Slots,
     StopAsked,
 )
-from raytuner.journal import Journal, Row, Said, read
+from raytuner.journal import Journal, Row, read
 from raytuner.ledger import IllegalChange
 from raytuner.objective import Objective
 from raytuner.retry import Retries
 from raytuner.schedulers import AsyncHyperBandScheduler, HyperBandScheduler
 from raytuner.searchers import RandomSearch
 from raytuner.study import Study
-from raytuner.trial import Failure, Lease, Observation, Pending, Report, State, Why
+from raytuner.trial import Failure, Lease, Observation, Pending, Report, Reports, State, Why
 from tests.lives import SPACE, Case, Fate, fate, live_through
 from tests.test_study import Scripted
 from tests.test_study_machine import TOYS
@@ -53,7 +53,7 @@ class Bench:
         self.answers = deque(answers)
         self.calls: list[Any] = []
         self.record: list[Row] = []
-        self.said: list[Said] = []
+        self.said: list[Reports] = []
         self.asked: list[tuple[int, list[Pending]]] = []
         self.told: list[Observation] = []
         self.recalled: list[int] = []
@@ -64,9 +64,9 @@ class Bench:
         return list(self.record)
 
     def last_steps(self) -> dict[int, int]:
-        return {trial: report.step for trial, _, report in self.said}
+        return {said.trial: said.steps[-1] for said in self.said}
 
-    def commit(self, rows: Sequence[Row], reports: Sequence[Said]) -> None:
+    def commit(self, rows: Sequence[Row], reports: Sequence[Reports]) -> None:
         self.calls.append(("commit", list(rows)))
         self.record += rows
         self.said += reports
@@ -167,7 +167,7 @@ def test_a_life_in_order() -> None:
         ("delete", 0, 1),
         ("commit", [ended(0, 1, 2), Over(0, State.DONE, Why.RETURNED), finish]),
     ]
-    assert [report.step for _, _, report in bench.said] == [1, 2]
+    assert [step for said in bench.said for step in said.steps] == [1, 2]
 
 
 def test_no_command_is_issued_before_its_cause_is_durable() -> None:
@@ -179,7 +179,7 @@ def test_no_command_is_issued_before_its_cause_is_durable() -> None:
     driver = bench.live(scheduler, [lambda *turn: heard.append(turn)], keep=1)
     commit, count = bench.commit, 0
 
-    def fail(rows: Sequence[Row], reports: Sequence[Said]) -> None:
+    def fail(rows: Sequence[Row], reports: Sequence[Reports]) -> None:
         nonlocal count
         count += 1
         if count == 3:
@@ -195,9 +195,9 @@ def test_no_command_is_issued_before_its_cause_is_durable() -> None:
 
 def test_listeners_hear_of_each_turn_once_it_is_durable() -> None:
     bench = Bench([Slots(1.0, 1)], [said(0, 1, 1, 2)], [ended(0, 1, 2)])
-    heard: list[tuple[list[Row], list[Said]]] = []
+    heard: list[tuple[list[Row], list[Reports]]] = []
 
-    def listen(study: Study, rows: Sequence[Row], reports: Sequence[Said]) -> None:
+    def listen(study: Study, rows: Sequence[Row], reports: Sequence[Reports]) -> None:
         assert bench.record[len(bench.record) - len(rows) :] == list(rows)
         assert bench.said[len(bench.said) - len(reports) :] == list(reports)
         heard.append((list(rows), list(reports)))
@@ -218,7 +218,7 @@ def test_a_step_counts_once() -> None:
     )
     scheduler = Scripted(Start(0, 9), every_report=True)
     bench.die(bench.live(scheduler, max_failures=1))
-    assert [(attempt, report.step, report.metrics["loss"]) for _, attempt, report in bench.said] == [
+    assert [(said.attempt, report.step, report.metrics["loss"]) for said in bench.said for report in said] == [
         (1, 1, 1.0),
         (1, 2, 7.0),
         (2, 3, 9.0),
@@ -231,7 +231,7 @@ def test_a_step_counts_once() -> None:
     bench.script.extend([[Slots(70.0, 1)], [said(0, 3, 3, 4)]])
     again = Scripted(Start(0, 9), every_report=True)
     bench.die(bench.live(again, max_failures=1))
-    assert [report.step for _, _, report in bench.said] == [1, 2, 3, 4]
+    assert [step for said in bench.said for step in said.steps] == [1, 2, 3, 4]
     assert [seen.step for seen in again.seen] == [1, 2, 3, 4]
 
 
@@ -239,7 +239,7 @@ def test_reports_are_journaled_only_for_schedulers_that_judge_them() -> None:
     bench = Bench([Slots(1.0, 1)], [said(0, 1, 1, 2)])
     bench.die(bench.live(Scripted(Start(0, 9))))
     assert not any(isinstance(row, Reported) for row in bench.record)
-    assert len(bench.said) == 2
+    assert list(map(len, bench.said)) == [2]
 
 
 def test_stale_attempts_are_refused() -> None:
@@ -347,7 +347,7 @@ def test_an_error_in_a_users_searcher_leaves_a_record_to_go_on_from() -> None:
     bench.script.extend([[Slots(2.0, 1)], [said(0, 2, 1), ended(0, 2, 1, How.REACHED)], [ended(0, 3, 2)]])
     finish = bench.live(Scripted(Start(0, 1), Resume(0, 2))).run(bench)
     assert finish.complete
-    assert [report.step for _, _, report in bench.said] == [1]
+    assert [step for said in bench.said for step in said.steps] == [1]
 
 
 def test_an_error_while_asking_leaves_the_start_undone() -> None:

@@ -39,9 +39,9 @@ from raytuner.events import (
     StopAsked,
     Ticked,
 )
-from raytuner.journal import JOURNAL, Journal, Row, Said, events_of, metric_column, read
+from raytuner.journal import JOURNAL, Journal, Row, events_of, metric_column, read
 from raytuner.segments import DamagedSegment, SegmentWriter, read_segment, truncate
-from raytuner.trial import END, Failure, Report, State, Why
+from raytuner.trial import END, Failure, Report, Reports, State, Why
 
 # ------------------------------------------------------------------------------------------ every kind of row
 
@@ -76,7 +76,7 @@ KINDS: dict[type, st.SearchStrategy[Any]] = {
     Ended: st.builds(Ended, TIMES, NUMBERS, NUMBERS, st.sampled_from(How), STEPS, TIMES, METRICS, TIMES),
     Failed: st.builds(Failed, TIMES, NUMBERS, NUMBERS, st.sampled_from(Failure), st.text(), TIMES),
     Ticked: st.builds(Ticked, TIMES),
-    StopAsked: st.builds(StopAsked, TIMES, st.text()),
+    StopAsked: st.builds(StopAsked, TIMES, st.text(), st.booleans()),
     Start: st.builds(Start, NUMBERS, STEPS),
     Resume: st.builds(Resume, NUMBERS, STEPS),
     Fork: st.builds(Fork, NUMBERS, NUMBERS, CONFIGS, STEPS),
@@ -87,7 +87,7 @@ KINDS: dict[type, st.SearchStrategy[Any]] = {
 }
 
 
-def write(root: Path, *turns: tuple[Sequence[Row], Sequence[Said]]) -> None:
+def write(root: Path, *turns: tuple[Sequence[Row], Sequence[Reports]]) -> None:
     journal = Journal(root)
     for rows, reports in turns:
         journal.commit(rows, reports)
@@ -101,8 +101,8 @@ def reopened(root: Path) -> list[Row]:
     return rows
 
 
-def said(trial: int, step: int, /, attempt: int = 1, **metrics: Any) -> Said:
-    return trial, attempt, Report(step, float(step), metrics, at=100.0 + step)
+def said(trial: int, step: int, /, attempt: int = 1, **metrics: Any) -> Reports:
+    return Reports.of(trial, attempt, [Report(step, float(step), metrics, at=100.0 + step)])
 
 
 def files(root: Path) -> dict[Path, bytes]:
@@ -200,9 +200,9 @@ def test_events_are_grouped_with_what_followed() -> None:
 # ------------------------------------------------------------------------------------------- crashes in a turn
 
 
-FIRST: tuple[list[Row], list[Said]] = ([Opened(1.0, 1), Start(0, 3)], [said(0, 1, loss=0.5)])
-SECOND: tuple[list[Row], list[Said]] = ([Ticked(2.0)], [said(0, 2, loss=0.25)])
-THIRD: tuple[list[Row], list[Said]] = ([Ticked(3.0)], [said(0, 2, loss=0.75), said(0, 3, loss=0.125)])
+FIRST: tuple[list[Row], list[Reports]] = ([Opened(1.0, 1), Start(0, 3)], [said(0, 1, loss=0.5)])
+SECOND: tuple[list[Row], list[Reports]] = ([Ticked(2.0)], [said(0, 2, loss=0.25)])
+THIRD: tuple[list[Row], list[Reports]] = ([Ticked(3.0)], [said(0, 2, loss=0.75), said(0, 3, loss=0.125)])
 
 
 def losses(root: Path) -> list[Any]:
@@ -411,7 +411,7 @@ def test_reading_where_nothing_is(fast_path: Path) -> None:
 
 def test_columns_of_reports(fast_path: Path) -> None:
     report = Report(3, 30.0, {"loss": 0.5, "epoch": 7, "note": "good", "flag": True}, 12.5, checkpoint=True)
-    write(fast_path, ([], [(4, 2, report)]))
+    write(fast_path, ([], [Reports.of(4, 2, [report])]))
     table = read(fast_path).reports
     assert table.to_pylist() == [
         {"trial": 4, "attempt": 2, "step": 3, "level": 30.0, "at": 12.5, "checkpoint": True}
@@ -548,13 +548,13 @@ import itertools, sys
 from pathlib import Path
 from raytuner.events import Ticked
 from raytuner.journal import Journal
-from raytuner.trial import Report
+from raytuner.trial import Report, Reports
 
 journal = Journal(Path(sys.argv[1]))
 for turn in itertools.count(journal.turn):
     rows = [Ticked(float(turn))] * (turn % 3 != 1)
     metrics = {"n": turn, f"late {turn // 7}": "x" * (turn % 5 * 400)}
-    reports = [(0, 1, Report(turn + 1, turn + 1.0, metrics, 0.0))] * (turn % 3 != 2)
+    reports = [Reports.of(0, 1, [Report(turn + 1, turn + 1.0, metrics, 0.0)])] * (turn % 3 != 2)
     journal.commit(rows, reports)
     print(turn, flush=True)
 """

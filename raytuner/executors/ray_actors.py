@@ -1,8 +1,13 @@
-"""The real executor: one warm trial actor per slot, on whatever Ray this process is connected to.
+"""The real executor: warm trial actors in slots, on whatever Ray this process is connected to.
 
-A lease is one streaming actor task. Ray reserves what a slot asks for (CPUs, GPUs and fractions of them, memory, custom
-resources), sets ``CUDA_VISIBLE_DEVICES`` and notices dead workers and nodes; this file turns that into events. A dead
-actor is replaced; its slot is gone until the replacement is up.
+Each actor has one stream, on which it says what its trials say as long as it lives; leases are sent to it, one or
+several in a call. Ray reserves what a slot asks for (CPUs, GPUs and fractions of them, memory, custom resources), sets
+``CUDA_VISIBLE_DEVICES`` and notices dead workers and nodes; this file turns that into events. A dead actor is replaced;
+its slot is gone until the replacement is up.
+
+Two kinds of `Slots` are announced. Where every trial reserves the same, there are as many actors as fit on the cluster,
+hired at once. Where the reservation is a function of the configuration, actors are hired for the trials that come, idle
+ones of another size making room, and one slot more is open as long as one more may fit.
 """
 
 from __future__ import annotations
@@ -11,24 +16,26 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from raytuner.actor import Said, TrialActor
+from raytuner.actor import TrialActor
 from raytuner.events import Ended, Event, Failed, How, Reported, Slots
-from raytuner.session import Rules
-from raytuner.trial import Failure, Lease, Report, Slot
+from raytuner.executors.room import NoResources, fits_beside, slots_in, wants
+from raytuner.session import Item, Rules
+from raytuner.trial import Config, Failure, Lease, Reports, Slot
+from raytuner.work import Work
 
 _log = logging.getLogger(__name__)
 _PATIENCE_S = 10
 _STARTS = 3  # actors in a row that may fail to come up before the study gives up
-
-
-class NoResources(ValueError):
-    """The cluster can never hold a single trial."""
+_UNREAD = 64  # batches that an actor may be ahead of the driver
+_AHEAD = 15  # leases that may wait in an actor at most
+_AHEAD_S = 0.03  # and how long they may take together
+_STUCK_S = 0.25  # leases that wait behind one that takes longer are given to others
 
 
 class NoActors(RuntimeError):
@@ -37,102 +44,154 @@ class NoActors(RuntimeError):
 
 @dataclass(eq=False, slots=True)
 class _Worker:
-    """An actor in a slot: idle, or running a lease; perhaps with a trial parked in it."""
+    """An actor in a slot, with the leases that are out to it, the first of which runs; perhaps with a trial parked."""
 
     actor: Any
+    slot: Slot
     up: Any  # the reference that tells when the actor is up
-    watch: Any = None  # the reference that tells when it died
-    lease: Lease | None = None
-    stream: Any = None
-    heard: bool = False  # whether the lease's trial has spoken
+    stream: Any = None  # what it says; None until it is up
+    leases: deque[Lease] = field(default_factory=deque)
+    unsent: list[Lease] = field(default_factory=list)
+    heard: bool = False  # whether the first lease's trial has spoken
+    heard_at: float = 0.0  # when the actor last spoke, or was sent something while idle
     parked: int | None = None
-    unwinding: Any = None  # the reference that tells when its parked trial's function has returned
+    withdrawn: Any = None  # the reference to leases that it gives back
+    closing: Any = None  # the reference that tells that it has let go
 
 
 class RayActors:
     """Leases on actors; as many as the cluster holds, at most ``most`` (None: no bound).
 
+    ``slot``: what each trial reserves, or a function of its configuration that says so. ``ahead``: leases may be given
+    out before there is a slot for them, since nothing depends on their order; that happens while they are so short
+    that the way to the actor and back would take longer than they do.
+
     Raises `NoResources` if the cluster, as it is, can never run a trial, naming what falls short.
     """
 
-    def __init__(self, train: Callable[[Any], Any], rules: Rules, slot: Slot, most: int | None) -> None:
-        fit = slots_in([node["Resources"] for node in ray.nodes() if node["Alive"]], slot)
-        self._slot = slot
+    def __init__(
+        self,
+        work: Work,
+        rules: Rules,
+        slot: Slot | Callable[[Config], Slot],
+        most: int | None,
+        ahead: bool = False,
+        runtime_env: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self._slot = slot if isinstance(slot, Slot) else Slot(cpu=0.0)
+        self._slot_of = None if isinstance(slot, Slot) else slot
+        fit = slots_in(self._nodes, self._slot)
+        self._work = ray.put(work.stored(ray.put))
         self._rules = ray.put(rules)
-        self._train = ray.put(train)
-        self._kind = ray.remote(TrialActor).options(**_options(slot))
-        self._workers = [self._hire() for _ in range(fit if most is None else min(fit, most))]
-        self._up: list[_Worker] = []
-        self._moved: list[Lease] = []  # leases whose actor was dead before they began, waiting for another
+        self._runtime_env = dict(runtime_env) if runtime_env else None
+        self._kind = ray.remote(concurrency_groups={"stream": 1})(TrialActor)
+        self._most = most
+        self._workers: list[_Worker] = []
+        if isinstance(slot, Slot):
+            for _ in range(fit if most is None else min(fit, most)):
+                self._hire(slot)
+        self._waiting: deque[Lease] = deque()  # for an actor that is up and free
         self._moves: dict[int, int] = {}  # each trial's last attempt that moved: one moves once
+        self._least: Slot | None = None  # the smallest slot that a configuration asked for
         self._grace_s = rules.grace_s
+        self._deadlines: dict[tuple[int, int], float] = {}  # when unwound leases must be over
+        self._ahead_allowed, self._ahead, self._lease_s = ahead, 0, 0.2
+        self._announced = -1
         self._failed_starts = 0
-        self._ready: deque[Event] = deque()
+        self._begun = self._warned = time.monotonic()
+        self._events: deque[Event] = deque()
+
+    # ------------------------------------------------------------------------------------------------ the executor
 
     def run(self, lease: Lease) -> None:
-        worker = self._choose(lease.trial.id)
-        worker.lease, worker.parked, worker.heard = lease, None, False
-        worker.stream = worker.actor.run.options(num_returns="streaming").remote(lease)
+        self._waiting.append(lease)
 
     def unwind(self, trial: int, attempt: int) -> None:
-        for worker in self._up:
-            if worker.parked == trial or (worker.lease and worker.lease.trial.id == trial):
-                worker.unwinding = worker.actor.unwind.remote(trial)
+        for lease in self._waiting:
+            if (lease.trial.id, lease.attempt) == (trial, attempt):
+                self._waiting.remove(lease)
+                self._events.append(Ended(time.time(), trial, attempt, How.UNWOUND, 0, 0.0, {}))
+                return
+        for worker in self._workers:
+            lease = next((each for each in worker.leases if (each.trial.id, each.attempt) == (trial, attempt)), None)
+            if lease is not None and lease in worker.unsent:
+                worker.unsent.remove(lease)
+                worker.leases.remove(lease)
+                self._events.append(Ended(time.time(), trial, attempt, How.UNWOUND, 0, 0.0, {}))
+            elif lease is not None:
+                worker.actor.unwind.remote(trial, attempt)
+                self._deadlines[trial, attempt] = time.monotonic() + self._grace_s
+            elif worker.parked == trial:
+                worker.actor.unwind.remote(trial, attempt)
                 worker.parked = None
-        for lease in [lease for lease in self._moved if lease.trial.id == trial]:
-            self._moved.remove(lease)
-            self._ready.append(Ended(time.time(), trial, lease.attempt, How.UNWOUND, 0, 0.0, {}))
 
     def wait(self, timeout_s: float | None) -> Sequence[Event]:
-        if self._ready:
+        self._give_out()
+        self._announce()
+        if self._events:
             timeout_s = 0.0
-        waiting = {worker.up: worker for worker in self._workers if worker.watch is None}
-        waiting |= {worker.stream if worker.lease else worker.watch: worker for worker in self._up}
-        keys = list(waiting)
-        ready = self._wait(keys, timeout_s)
-        if ready and len(keys) > 1:  # whatever else is there by now belongs to the same turn
-            ready, _ = ray.wait(keys, num_returns=len(keys), timeout=0, fetch_local=False)
-        for key in ready:
+        waiting = {worker.up if worker.stream is None else worker.stream: worker for worker in self._workers}
+        waiting |= {worker.withdrawn: worker for worker in self._workers if worker.withdrawn is not None}
+        for key in self._wait(list(waiting), timeout_s):
             worker = waiting[key]
-            if worker.lease:
-                self._hear(worker, worker.lease)
-            elif key == worker.up:
+            if key is worker.withdrawn:
+                self._take_back(worker)
+            elif worker.stream is None:
                 self._welcome(worker)
             else:
-                self._bury(worker)
-        events = list(self._ready)
-        self._ready.clear()
+                self._hear(worker)
+        self._end_overdue()
+        self._announce()
+        events = list(self._events)
+        self._events.clear()
         return events
 
-    def close(self) -> None:
-        """Let functions that were told to end return, for as long as the grace period, and end all actors."""
-        if unwinding := [worker.unwinding for worker in self._up if worker.unwinding is not None]:
-            ray.wait(unwinding, num_returns=len(unwinding), timeout=self._grace_s, fetch_local=False)
+    def close(self, at_once: bool = False) -> None:
+        """End all actors; but let what is parked, or was told to end, return first, for the grace period at most."""
+        idle = [worker for worker in self._workers if worker.stream is not None and not worker.leases]
+        closing = [] if at_once else [worker.actor.close.remote() for worker in idle]
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=self._grace_s, fetch_local=False)
         for worker in self._workers:
             ray.kill(worker.actor, no_restart=True)
         self._workers.clear()
-        self._up.clear()
 
     def _wait(self, keys: list[Any], timeout_s: float | None) -> list[Any]:
-        """Wait until the first is there; say so if no trial can be placed for long."""
-        while timeout_s is None and not self._up:
-            ready, _ = ray.wait(keys, num_returns=1, timeout=_PATIENCE_S, fetch_local=False)
-            if ready:
-                return list(ready)
+        """What is there, once there is something or the time is over; now and then says that nothing can be placed."""
+        now = time.monotonic()
+        nowhere = not any(worker.stream is not None for worker in self._workers)
+        if not nowhere:
+            self._warned = now
+        limits = [] if timeout_s is None else [timeout_s]
+        limits += [self._warned + _PATIENCE_S - now] if nowhere else []
+        limits += [_STUCK_S] if self._ahead else []
+        limits += [due - now for due in self._deadlines.values()]
+        limit = max(0.0, min(limits)) if limits else None
+        if not keys:
+            assert limit is not None, "nothing runs, and somebody waits for it"
+            time.sleep(limit)
+            return []
+        ready, _ = ray.wait(keys, num_returns=1, timeout=limit, fetch_local=False)
+        if ready and len(keys) > 1:  # whatever else is there by now belongs to the same turn
+            ready, _ = ray.wait(keys, num_returns=len(keys), timeout=0, fetch_local=False)
+        if nowhere and not ready and time.monotonic() >= self._warned + _PATIENCE_S:
+            self._warned = time.monotonic()
             _log.warning(
                 "no trial could be placed for %d s: each reserves %s; free in the cluster: %s",
-                _PATIENCE_S,
-                self._slot,
+                self._warned - self._begun,
+                self._workers[0].slot,
                 {name: amount for name, amount in ray.available_resources().items() if ":" not in name},
             )
-        ready, _ = ray.wait(keys, num_returns=1, timeout=timeout_s, fetch_local=False)
         return list(ready)
 
     # ----------------------------------------------------------------------------------------------------- actors
 
-    def _hire(self) -> _Worker:
-        actor = self._kind.remote(self._train, self._rules)
-        return _Worker(actor, actor.ready.remote())
+    def _hire(self, slot: Slot) -> _Worker:
+        actor = self._kind.options(**_options(slot, self._runtime_env)).remote(self._work, self._rules)
+        worker = _Worker(actor, slot, actor.ready.remote())
+        self._workers.append(worker)
+        return worker
 
     def _welcome(self, worker: _Worker) -> None:
         """An actor is up, or failed to come up."""
@@ -142,88 +201,204 @@ class RayActors:
             self._failed_starts += 1
             if self._failed_starts >= _STARTS:
                 raise NoActors(f"{_STARTS} trial actors in a row could not be started; the last: {error}") from error
-            self._workers[self._workers.index(worker)] = self._hire()
+            self._replace(worker)
             return
         self._failed_starts = 0
-        worker.watch = worker.actor.watch.remote()
-        self._up.append(worker)
-        if self._moved:
-            self.run(self._moved.pop(0))
-        self._ready.append(Slots(time.time(), len(self._up)))
+        worker.stream = worker.actor.serve.options(
+            num_returns="streaming", concurrency_group="stream", _generator_backpressure_num_objects=_UNREAD
+        ).remote()
+        self._send(worker)
 
-    def _bury(self, worker: _Worker) -> None:
-        self._up.remove(worker)
+    def _replace(self, worker: _Worker) -> None:
+        """An actor is dead; what it had not begun goes to others."""
+        self._waiting.extendleft(reversed(worker.leases))
+        self._workers.remove(worker)
         ray.kill(worker.actor, no_restart=True)
-        self._workers[self._workers.index(worker)] = self._hire()
-        self._ready.append(Slots(time.time(), len(self._up)))
+        if self._slot_of is None:
+            self._hire(worker.slot)
 
-    def _choose(self, trial: int) -> _Worker:
-        """Where a trial's lease goes: to the actor it is parked in, else to an empty one, else to any that is idle."""
-        idle = [worker for worker in self._up if worker.lease is None]
-        assert idle, "a lease was given out, but no slot is free"
-        return min(idle, key=lambda worker: (worker.parked != trial, worker.parked is not None))
+    def _bury(self, worker: _Worker, error: Exception) -> None:
+        """An actor died, or its node did, or what it said and nobody had fetched is gone."""
+        if worker.leases:
+            first = worker.leases.popleft()
+            trial = first.trial.id
+            if self._deadlines.pop((trial, first.attempt), None) is not None:
+                self._events.append(Ended(time.time(), trial, first.attempt, How.UNWOUND, 0, 0.0, {}))
+            elif worker.heard or self._moves.get(trial) == first.attempt:
+                self._events.append(_failed(first, Failure.LOST, str(error)))
+            else:  # its actor died before it began, perhaps of the trial that was there before
+                self._moves[trial] = first.attempt
+                worker.leases.appendleft(first)
+        self._replace(worker)
+
+    def _end_overdue(self) -> None:
+        """A function that does not return when it is told to is ended with its actor."""
+        if not self._deadlines:
+            return
+        now = time.monotonic()
+        for worker in list(self._workers):
+            if worker.leases:
+                first = worker.leases[0].trial.id, worker.leases[0].attempt
+                if self._deadlines.get(first, now) < now:
+                    _log.warning("trial %d did not end within %g s and is killed", first[0], self._grace_s)
+                    self._bury(worker, TimeoutError())
 
     # ------------------------------------------------------------------------------------------------------ leases
 
-    def _hear(self, worker: _Worker, lease: Lease) -> None:
-        """Take the next batch of a lease's stream."""
+    def _give_out(self) -> None:
+        """Send the leases that wait to actors that are free, or nearly."""
+        while self._waiting:
+            lease = self._waiting[0]
+            slot = self._size(lease)
+            worker = None if slot is None else self._place(lease, slot)
+            if slot is not None and worker is None:
+                break
+            self._waiting.popleft()
+            if worker is None:
+                continue
+            if not worker.leases:
+                worker.heard, worker.heard_at = False, time.monotonic()
+            worker.leases.append(lease)
+            worker.unsent.append(lease)
+            worker.parked = None
+        for worker in self._workers:
+            self._send(worker)
+        if self._ahead and any(not worker.leases for worker in self._workers):
+            self._withdraw()
+
+    def _size(self, lease: Lease) -> Slot | None:
+        """What a lease reserves; None if that cannot be: then its attempt has failed."""
+        if self._slot_of is None:
+            return self._slot
         try:
-            batch: list[Said] = ray.get(next(worker.stream))
-        except StopIteration:
-            worker.lease = worker.stream = None
-            self._ready.append(_failed(lease, Failure.LOST, "the actor left without saying how the lease ended"))
+            slot = self._slot_of(lease.trial.config)
+            slots_in(self._nodes, slot)
+        except Exception as error:  # the user's function, or what it asks for
+            message = f"the resources of this configuration: {type(error).__name__}: {error}"
+            self._events.append(_failed(lease, Failure.ERROR, message))
+            return None
+        if self._least is None or sum(wants(slot).values()) < sum(wants(self._least).values()):
+            self._least = slot
+        return slot
+
+    def _place(self, lease: Lease, slot: Slot) -> _Worker | None:
+        """Where a lease goes: to the actor its trial is parked in, else to an empty one, else to any that is idle."""
+        if self._slot_of is not None:
+            return self._place_by_size(lease, slot)
+        free = [worker for worker in self._workers if worker.stream is not None and len(worker.leases) <= self._ahead]
+        return min(free, key=lambda worker: _preference(worker, lease), default=None)
+
+    def _place_by_size(self, lease: Lease, slot: Slot) -> _Worker | None:
+        """An idle actor of the right size, or a new one, if need be in the place of idle ones of other sizes."""
+        idle = [worker for worker in self._workers if not worker.leases]
+        same = [worker for worker in idle if worker.slot == slot]
+        if same:
+            return min(same, key=lambda worker: _preference(worker, lease))
+        idle.sort(key=lambda worker: (worker.parked is not None, worker.heard_at))
+        while not self._fits(slot):
+            if not idle:
+                return None
+            self._retire(idle.pop(0))
+        return self._hire(slot)
+
+    def _retire(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        worker.actor.close.remote()
+        worker.actor.__ray_terminate__.remote()
+
+    def _fits(self, slot: Slot) -> bool:
+        within = self._most is None or len(self._workers) < self._most
+        return within and fits_beside(self._nodes, [worker.slot for worker in self._workers], slot)
+
+    def _send(self, worker: _Worker) -> None:
+        if worker.unsent and worker.stream is not None:
+            worker.actor.take.remote(worker.unsent)
+            worker.unsent = []
+
+    def _withdraw(self) -> None:
+        """One is idle: take back what waits behind a lease that takes long."""
+        now = time.monotonic()
+        for worker in self._workers:
+            if len(worker.leases) > 1 and worker.withdrawn is None and now - worker.heard_at > _STUCK_S:
+                worker.withdrawn = worker.actor.withdraw.remote()
+
+    def _take_back(self, worker: _Worker) -> None:
+        reference, worker.withdrawn = worker.withdrawn, None
+        try:
+            back: list[Lease] = ray.get(reference)
+        except RayError:
+            return  # it is dead; its stream says so too
+        back = [lease for lease in back if lease in worker.leases]
+        for lease in back:
+            worker.leases.remove(lease)
+        self._waiting.extendleft(reversed(back))
+
+    def _hear(self, worker: _Worker) -> None:
+        """Take the next batch of what an actor's trials say."""
+        try:
+            batch: list[Item] = ray.get(next(worker.stream))
+        except (RayError, StopIteration) as error:
+            wrong = error.cause if isinstance(error, RayTaskError) else error
+            self._bury(worker, wrong if isinstance(wrong, Exception) else error)
             return
-        except RayTaskError as error:
-            worker.lease = worker.stream = None
-            self._ready.append(_failed(lease, Failure.ERROR, str(error)))
+        worker.heard_at = time.monotonic()
+        for item in batch:
+            if isinstance(item, Reports):
+                worker.heard = True
+                self._events.append(Reported(item.at[-1], item.trial, item.attempt, item))
+            else:
+                self._over(worker, item)
+
+    def _over(self, worker: _Worker, last: Ended | Failed) -> None:
+        """A lease ended."""
+        for lease in worker.leases:
+            if (lease.trial.id, lease.attempt) == (last.trial, last.attempt):
+                worker.leases.remove(lease)
+                break
+        else:
             return
-        except RayError as error:  # the actor, its node, or what it said and nobody had fetched is gone
-            begun = worker.heard or self._moves.get(lease.trial.id) == lease.attempt
-            worker.lease = worker.stream = None
-            self._bury(worker)
-            if begun:
-                self._ready.append(_failed(lease, Failure.LOST, str(error)))
-            else:  # its actor died before it began, perhaps of the trial that was there before
-                self._moves[lease.trial.id] = lease.attempt
-                self._moved.append(lease)
-            return
-        worker.heard = True
-        trial, attempt = lease.trial.id, lease.attempt
-        reports = tuple(said for said in batch if isinstance(said, Report))
-        if reports:
-            self._ready.append(Reported(reports[-1].at, trial, attempt, reports))
-        last = batch[-1]
-        if isinstance(last, Ended | Failed):
-            self._ready.append(last)
-            worker.parked = trial if isinstance(last, Ended) and last.how.parks else None
-            worker.lease = worker.stream = None
+        worker.parked = last.trial if isinstance(last, Ended) and last.how.parks else None
+        worker.heard = False
+        self._deadlines.pop((last.trial, last.attempt), None)
+        self._lease_s += 0.2 * (last.spent - self._lease_s)
+        self._events.append(last)
+
+    # ------------------------------------------------------------------------------------------------------- slots
+
+    def _announce(self) -> None:
+        """Say how many leases may be out, if that is news."""
+        if self._slot_of is None:
+            if self._ahead_allowed:
+                self._ahead = _power_of_two(min(_AHEAD, int(_AHEAD_S / max(self._lease_s, 1e-6))))
+            slots = sum(worker.stream is not None for worker in self._workers) * (1 + self._ahead)
+        else:
+            out = len(self._waiting) + sum(bool(worker.leases) for worker in self._workers)
+            busy = [worker.slot for worker in self._workers if worker.leases]
+            more = self._least is None or fits_beside(self._nodes, busy, self._least)
+            within = self._most is None or out < self._most
+            slots = out + (not self._waiting and more and within)
+        if slots != self._announced:
+            self._announced = slots
+            self._events.append(Slots(time.time(), slots))
 
 
-def slots_in(nodes: Sequence[Mapping[str, float]], slot: Slot) -> int:
-    """How many slots fit on a cluster's nodes, given what each has; a slot lies on one node.
-
-    Raises `NoResources` where none fits, naming what the most a node has falls short of.
-    """
-    want = {"CPU": slot.cpu, "GPU": slot.gpu, "memory": slot.memory_gib * 2**30, **slot.custom}
-    want = {name: amount for name, amount in want.items() if amount > 0} or {"CPU": 1.0}
-    fit = sum(min(int(node.get(name, 0) / amount + 1e-9) for name, amount in want.items()) for node in nodes)
-    if not fit:
-        most = {name: max((node.get(name, 0) for node in nodes), default=0) for name in want}
-        short = [f"{name}: {want[name]:g} wanted, {most[name]:g} there" for name in want if want[name] > most[name]]
-        raise NoResources(
-            f"no trial fits on any node of this cluster; {'; '.join(short) or 'no node has all of it: ' + str(want)}"
-        )
-    return fit
+def _preference(worker: _Worker, lease: Lease) -> tuple[bool, int, bool]:
+    return worker.parked != lease.trial.id, len(worker.leases), worker.parked is not None
 
 
-def _options(slot: Slot) -> dict[str, Any]:
+def _power_of_two(number: int) -> int:
+    """The largest one below (0 for 0), less one: so that slots change by halves and doubles, not all the time."""
+    return (1 << (number + 1).bit_length() - 1) - 1
+
+
+def _options(slot: Slot, runtime_env: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         "num_cpus": slot.cpu,
         "num_gpus": slot.gpu,
         "memory": int(slot.memory_gib * 2**30) or None,
         "resources": dict(slot.custom),
-        "max_concurrency": 4,  # unwind() must be heard while run() streams
         "max_restarts": 0,
+        "runtime_env": runtime_env,
     }
 
 

@@ -144,7 +144,7 @@ class Simulation:
             return
         running.step = step
         running.metrics = {"training_iteration": step, **load.curve(trial, step)}
-        reached = step >= lease.until
+        reached = lease.each_report or step >= lease.until
         saves = load.saves(trial, step) or (reached and load.saves_at_end)
         if saves:
             self._world.checkpoints.add((trial.id, step))

@@ -1,0 +1,122 @@
+"""The executor for a debugger: trials run in this process, in the thread that calls `serve`, one at a time.
+
+Breakpoints, ``pdb`` and profilers work as in any script, and what the user's function raises can be looked at where it
+happens. The driver's loop runs in a thread beside it. All else is as in a trial actor: a trial that reached its rung is
+parked inside `report`, goes on there if its next lease comes next, and is unwound if another's does.
+
+What it does not do: reserve resources, run in parallel, or end a function that does not return when it is told to.
+"""
+
+from __future__ import annotations
+
+import bdb
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from raytuner.events import Ended, Event, How, Reported, Slots
+from raytuner.session import Outbox, Rules, Session
+from raytuner.trial import Lease, Reports
+from raytuner.work import Work
+
+_T = TypeVar("_T")
+
+
+class Left(Exception):
+    """The thread that ran the trials is gone: there is nobody left to run any."""
+
+
+class Inline:
+    """Leases in this process. `serve` runs them; the other methods are the driver's, in its own thread."""
+
+    def __init__(self, work: Work, rules: Rules) -> None:
+        self._run = work.loaded(lambda value: value)
+        self._rules = rules
+        self._outbox = Outbox()
+        self._leases: queue.SimpleQueue[Lease | None] = queue.SimpleQueue()
+        self._session: Session | None = None
+        self._dropped: set[tuple[int, int]] = set()  # leases that were unwound before they began
+        self._begun = False
+        self._left = False
+        self._place = {"hostname": socket.gethostname(), "node_ip": "127.0.0.1", "pid": os.getpid()}
+
+    def serve(self, drive: Callable[[], _T]) -> _T:
+        """Call ``drive``, which uses this executor, in another thread, and run here what it gives out.
+
+        Returns what it returns, raises what it raises. Ctrl-C and leaving the debugger end both.
+        """
+        outcome: list[_T] = []
+        errors: list[BaseException] = []
+
+        def driver() -> None:
+            try:
+                outcome.append(drive())
+            except BaseException as error:
+                errors.append(error)
+            finally:
+                self._leases.put(None)
+                if self._session is not None:
+                    self._session.unwind()
+
+        thread = threading.Thread(target=driver, name="raytuner-driver", daemon=True)
+        thread.start()
+        try:
+            self._serve()
+        except BaseException:
+            self._left = True
+            self._outbox.poke()
+            thread.join()
+            raise
+        thread.join()
+        if errors:
+            raise errors[0]
+        return outcome[0]
+
+    def run(self, lease: Lease) -> None:
+        session = self._session
+        if session is not None and session.parked:
+            if session.lease.trial.id == lease.trial.id:
+                session.proceed(lease)
+                return
+            session.unwind()
+        self._leases.put(lease)
+
+    def unwind(self, trial: int, attempt: int) -> None:
+        session = self._session
+        if session is not None and (session.lease.trial.id, session.lease.attempt) == (trial, attempt):
+            session.unwind()
+        else:
+            self._dropped.add((trial, attempt))
+
+    def wait(self, timeout_s: float | None) -> Sequence[Event]:
+        if not self._begun:
+            self._begun = True
+            return [Slots(time.time(), 1)]
+        said = self._outbox.take(timeout_s)
+        if self._left:
+            raise Left
+        return [
+            Reported(item.at[-1], item.trial, item.attempt, item) if isinstance(item, Reports) else item
+            for item in said
+        ]
+
+    def close(self, at_once: bool = False) -> None:
+        """The thread that serves ends what is parked, and closes the user's code, when the driver returns."""
+
+    def _serve(self) -> None:
+        try:
+            while (lease := self._leases.get()) is not None:
+                if (lease.trial.id, lease.attempt) in self._dropped:
+                    self._outbox.put(Ended(time.time(), lease.trial.id, lease.attempt, How.UNWOUND, 0, 0.0, {}))
+                    continue
+                leaves = (KeyboardInterrupt, bdb.BdbQuit)
+                self._session = Session(self._run, lease, self._rules, self._place, self._outbox, leaves)
+                self._session.run()
+                self._session = None
+        finally:
+            self._session = None
+            self._run.close()

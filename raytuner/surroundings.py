@@ -1,0 +1,151 @@
+"""What a trial's code finds around it in its process: a working directory, and files that what it prints is copied to.
+
+Both are the process's, not the thread's: they are the trial's while its code runs, and are put back while it is parked.
+A trial that goes on finds them as it left them, also where it changed them itself.
+
+Copied is what goes through ``sys.stdout`` and ``sys.stderr``; what C code or a child process writes is not. Every
+thread of the process is heard, not only the trial's.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+
+class Surroundings:
+    """A trial's surroundings in this process. ``enter`` and ``leave`` by turns, ``forget`` at the end, whatever came
+    before; each does nothing where there is nothing to do.
+
+    ``folder``: the trial's own; made when it is needed, and removed by `forget` if nothing is in it. ``chdir``: whether
+    it is the working directory. ``stdout``, ``stderr``: names of files in it; one file where they are equal.
+    """
+
+    def __init__(self, folder: Path, chdir: bool, stdout: str | None, stderr: str | None) -> None:
+        self._folder = folder
+        self._chdir = chdir
+        self._files = {stream: name for stream, name in (("stdout", stdout), ("stderr", stderr)) if name is not None}
+        self._wanted = chdir or bool(self._files)
+        self._inside = False
+        self._made = False
+        self._copies: dict[str, TextIO] = {}  # open files, by name; only inside
+        self._tees = {stream: _Tee(stream) for stream in self._files}
+        self._streams_inside: dict[str, Any] = dict(self._tees)  # as the trial left them
+        self._streams_outside: dict[str, Any] = {}
+        self._cwd_inside: str | None = None
+        self._cwd_outside: str | None = None
+
+    def enter(self) -> None:
+        """The trial's code runs from now on."""
+        if not self._wanted or self._inside:
+            return
+        self._inside = True  # from here on `leave` has something to put back, even if this is not finished
+        if not self._folder.is_absolute():
+            self._folder = self._folder.absolute()
+        self._make_folder()
+        for name in sorted(set(self._files.values())):
+            self._copies[name] = open(  # noqa: SIM115 - `leave` closes it
+                self._folder / name, "a", buffering=1, encoding="utf-8", errors="backslashreplace"
+            )
+        for stream, name in self._files.items():
+            original = self._streams_outside[stream] = getattr(sys, stream)
+            self._tees[stream].connect(original, self._copies[name])
+            setattr(sys, stream, self._streams_inside[stream])
+        if self._chdir:
+            self._cwd_outside = _cwd()
+            if self._cwd_inside is None or not os.path.isdir(self._cwd_inside):
+                self._cwd_inside = str(self._folder)
+            os.chdir(self._cwd_inside)
+
+    def leave(self) -> None:
+        """The trial is parked: others' code runs."""
+        if not self._inside:
+            return
+        self._inside = False
+        if self._cwd_outside is not None:
+            self._cwd_inside = _cwd()
+            with suppress(OSError):  # that it is gone, or closed to us, is no fault of the trial's
+                os.chdir(self._cwd_outside)
+            self._cwd_outside = None
+        for stream, original in self._streams_outside.items():
+            self._streams_inside[stream] = getattr(sys, stream)
+            setattr(sys, stream, original)
+            self._tees[stream].disconnect()
+        self._streams_outside.clear()
+        for copy in self._copies.values():
+            with suppress(OSError):  # a full disk; what was printed is not worth a trial
+                copy.close()
+        self._copies.clear()
+
+    def forget(self) -> None:
+        """The trial is over in this process."""
+        if not self._wanted:
+            return
+        self.leave()
+        if self._made:
+            self._made = False
+            with suppress(OSError):  # there is something in it
+                self._folder.rmdir()
+
+    def _make_folder(self) -> None:
+        self._folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir()
+        except FileExistsError:
+            return
+        self._made = True
+
+
+class _Tee:
+    """A text stream that is copied to a file, line by line. To all else it is the original.
+
+    Handlers that keep it (`logging.StreamHandler`) may write to it at any time: while its trial is parked, and
+    afterwards, it is the original alone.
+    """
+
+    def __init__(self, stream: str) -> None:
+        self._stream = stream
+        self._original: Any = getattr(sys, stream)
+        self._copy: TextIO | None = None
+
+    def connect(self, original: Any, copy: TextIO) -> None:
+        self._original, self._copy = original, copy
+
+    def disconnect(self) -> None:
+        self._copy = None
+
+    def write(self, text: str) -> Any:
+        copy = self._copy
+        if copy is not None:
+            with suppress(OSError, ValueError):  # a full disk; another thread that wrote while it was closed
+                copy.write(text)
+        return self._original.write(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        copy = self._copy
+        if copy is not None:
+            with suppress(OSError, ValueError):
+                copy.flush()
+        self._original.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+    def __reduce__(self) -> Any:
+        return getattr, (sys, self._stream)  # elsewhere it is the stream of that process, as for any stream
+
+
+def _cwd() -> str | None:
+    """The working directory; None if it does not exist any more."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None

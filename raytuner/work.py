@@ -1,0 +1,81 @@
+"""What a study's trials run: the user's trainable, what is bound to it, and the objects its configurations speak of.
+
+`Work` is made in the driver and travels to each process that runs trials once; large values go ahead of it through the
+object store (`Work.stored`). There it becomes a `Running`: a function of the configuration.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from raytuner.held import Held, supply
+from raytuner.trainable import Bound, runnable
+from raytuner.trial import Config
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """``trainable``: a function of the configuration, or a class. ``parameters``: what `with_parameters` bound to it.
+    ``objects``: what stands for the tokens in configurations."""
+
+    trainable: Any
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    objects: Mapping[Held, Any] = field(default_factory=dict)
+
+    def check_portable(self) -> None:
+        """TypeError that names what keeps this from being sent to another process, if anything does."""
+        for name, value in {f"trainable {self.trainable!r:.60}": self.trainable, **self.parameters}.items():
+            _check_portable(name, value)
+
+    def stored(self, put: Callable[[Any], Any]) -> Work:
+        """The same with references to each value."""
+        parameters = {name: put(value) for name, value in self.parameters.items()}
+        return replace(self, parameters=parameters, objects={held: put(value) for held, value in self.objects.items()})
+
+    def loaded(self, get: Callable[[Any], Any]) -> Running:
+        """What runs trials in this process; ``get`` turns the references of `stored` into values."""
+        parameters = {name: get(value) for name, value in self.parameters.items()}
+        objects = {held: get(value) for held, value in self.objects.items()}
+        return Running(runnable(Bound(self.trainable, parameters) if parameters else self.trainable), objects)
+
+
+class Running:
+    """Runs trials, one at a time: ``running(config)`` in the thread of a `raytuner.session.Session`."""
+
+    def __init__(self, run: Callable[[Any], Any], objects: Mapping[Held, Any]) -> None:
+        self._run = run
+        self._objects = objects
+
+    def __call__(self, config: Config) -> Any:
+        return self._run(supply(config, self._objects) if self._objects else config)
+
+    def close(self) -> None:
+        """Let go of what the trainable keeps between trials."""
+        close = getattr(self._run, "close", None)
+        if callable(close):
+            close()
+
+
+def _check_portable(name: str, value: Any) -> None:
+    from ray import cloudpickle
+
+    try:
+        cloudpickle.dumps(value)
+    except Exception as error:
+        raise TypeError(
+            f"{name} cannot be sent to the processes of its trials, because of {_culprit(value)}: {error}. "
+            "Make such things inside the training function, or hand them over by with_parameters if they can be pickled"
+        ) from error
+
+
+def _culprit(value: Any) -> str:
+    """Which variable or attribute cannot be pickled, as far as Ray can tell."""
+    from ray.util import inspect_serializability
+
+    with open(os.devnull, "w") as nowhere:
+        _, failures = inspect_serializability(value, print_file=nowhere)
+    found = [f"{failure.name} = {failure.obj!r:.80}" for failure in failures]
+    return " and ".join(sorted(found)) or repr(value)[:80]
