@@ -3,30 +3,36 @@
     .venv/bench/bin/python benchmarks/bohb_ray.py [--trials 20] [--max-t 27] [--folder FOLDER]
 
 The other half of a benchmark, which starts it as a process: ``TuneBOHB`` needs hpbandster and ConfigSpace, which belong
-into an environment of their own (`peers.txt`; raytuner is not in it). Ray Tune runs as it comes, with
-``reuse_actors=True``, on a Ray of its own, with two logical CPUs, on loopback. ``--at-once`` limits the trials as Ray's
-own example of BOHB does; the default is no limit but the CPUs.
+into an environment of their own (`peers.txt`; raytuner is not in it). Ray Tune runs as it comes, on a Ray of its own,
+with two logical CPUs, on loopback, but with ``reuse_actors=True``, which is not its default: ``--fresh-actors`` is, and
+each start and each resume of a trial then waits for a new process. ``--at-once`` limits the trials as Ray's own example
+of BOHB does; by default only the CPUs do.
 
-It ends by itself: with status 0 and the line, or with another, after ``--limit-s`` at the latest and a little more for
-clearing up; its Ray ends with it, even if it is killed.
+It ends by itself: with status 0 and the line, or with another, after ``--limit-s`` at the latest. On Linux its Ray ends
+with it even if it is killed.
+
+Steps are counted in each trial's progress.csv, and must be 1, 2, 3, ... there. ``rows`` is how many of them Ray Tune's
+results know. With fresh actors it is fewer: when a trial goes on, an older copy of its result.json overwrites it.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import logging
 import os
-import signal
+import shutil
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import _toy
 
@@ -45,15 +51,10 @@ from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.bohb import TuneBOHB
 
 CPUS = 2
-GRACE_S = 30  # for Ray to shut down
 PACKAGES = ("ray", "hpbandster", "ConfigSpace", "numpy", "statsmodels")
 
 
-class TimeLimit(BaseException):
-    """Not an ``Exception``: Ray Tune must let it pass."""
-
-
-def run(folder: Path, trials: int, max_t: int, at_once: int, seed: int) -> dict[str, Any]:
+def run(folder: Path, trials: int, max_t: int, at_once: int, reuse: bool, seed: int) -> dict[str, Any]:
     """Run the study; raises unless every trial went on from its own latest checkpoint."""
     np.random.seed(seed)  # noqa: NPY002 - hpbandster draws from there
     searcher: Any = TuneBOHB(seed=seed)
@@ -68,35 +69,49 @@ def run(folder: Path, trials: int, max_t: int, at_once: int, seed: int) -> dict[
             num_samples=trials,
             search_alg=searcher,
             scheduler=HyperBandForBOHB(time_attr="training_iteration", max_t=max_t, reduction_factor=3),
-            reuse_actors=True,
+            reuse_actors=reuse,
         ),
         run_config=ray.tune.RunConfig(name="bohb", storage_path=str(folder), verbose=0),
     )
     begun = time.perf_counter()
     results = tuner.fit()
     wall_s = time.perf_counter() - begun
-    frames = [result.metrics_dataframe for result in results if result.metrics_dataframe is not None]
-    for frame in frames:
-        said = frame["step"].tolist()
-        assert said == list(range(1, len(said) + 1)), f"a trial reported the steps {said}"
-    ends = Counter(len(frame) for frame in frames)
+    ends: Counter[int] = Counter()
+    for result in results:
+        said = steps(Path(result.path))
+        assert said == list(range(1, len(said) + 1)), f"the trial in {result.path} reported the steps {said}"
+        ends[len(said)] += 1
+    frames = [result.metrics_dataframe for result in results]
     return {
         "wall_s": round(wall_s, 3),
         "trials": len(results),
-        "steps": sum(len(frame) for frame in frames),
+        "steps": sum(step * count for step, count in ends.items()),
         "finished": ends[max_t],
         "errors": results.num_errors,
         "ends": dict(sorted(ends.items())),  # how many trials ended at which step
+        "rows": sum(len(frame) for frame in frames if frame is not None),
         "loss": results.get_best_result().metrics["loss"],
     }
+
+
+def steps(trial: Path) -> list[int]:
+    """What a trial reported, in the order in which it did."""
+    path = trial / "progress.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [int(row["step"]) for row in csv.DictReader(file)]
 
 
 def versions() -> Mapping[str, str]:
     return {"python": sys.version.split()[0]} | {package: version(package) for package in PACKAGES}
 
 
-def give_up(*_: object) -> NoReturn:
-    raise TimeLimit
+def give_up(folder: str, limit_s: int) -> None:
+    """End this process from another thread: the main one may wait in Ray's C++, which minds no exception."""
+    print(f"bohb_ray.py: not done after {limit_s} s", file=sys.stderr, flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(3)
 
 
 def main() -> None:
@@ -104,6 +119,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--max-t", type=int, default=27, help="steps of a trial at most (default: %(default)s)")
     parser.add_argument("--at-once", type=int, default=0, help="trials (default: as many as there are CPUs for)")
+    parser.add_argument("--fresh-actors", action="store_true", help="Ray Tune's default: reuse_actors=False")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit-s", type=int, default=300, help="give up after this (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="on the disk to be measured (default: that of temporary files)")
@@ -111,10 +127,11 @@ def main() -> None:
     warnings.simplefilter("ignore")
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # Ray Tune prints a table even so
-    signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(args.limit_s)
-    try:
-        with tempfile.TemporaryDirectory(dir=args.folder, prefix="raytuner-bench-") as name:
+    with tempfile.TemporaryDirectory(dir=args.folder, prefix="raytuner-bench-") as name:
+        limit = threading.Timer(args.limit_s, give_up, (name, args.limit_s))
+        limit.daemon = True
+        limit.start()
+        try:
             ray.init(
                 "local",  # never one that already runs on this machine
                 num_cpus=CPUS,
@@ -123,14 +140,10 @@ def main() -> None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-            found = run(Path(name), args.trials, args.max_t, args.at_once, args.seed)
-    except TimeLimit:
-        sys.exit(f"bohb_ray.py: not done after {args.limit_s} s")
-    finally:
-        # If Ray does not let go, the kernel ends this process, and with it Ray's.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(GRACE_S)
-        ray.shutdown()
+            found = run(Path(name), args.trials, args.max_t, args.at_once, not args.fresh_actors, args.seed)
+        finally:
+            ray.shutdown()
+            limit.cancel()
     print(json.dumps(found | {"versions": versions()}), file=answer, flush=True)
 
 

@@ -31,6 +31,8 @@ _LINE_EVERY_S = 5.0
 _LINE_EVERY_AT_LAST_S = 60.0  # after an hour: a log of days should not be mostly this
 _TRIALS_SHOWN = 10
 _FAILURES_SHOWN = 5
+_RUNGS_SHOWN = 12
+_LABEL = 10  # characters
 _BAR = 30  # characters
 _WINDOW_S = 60.0
 _FEW = 30  # a rate is that of the last minute, or of so many trials (reports) if they took longer
@@ -49,6 +51,8 @@ _COLOURS = {
 
 class Progress:
     """Shows trials by state and rung, rate, time left, spend, the best so far, and the trials that are live.
+
+    To be entered when the driver has replayed the study: rates and times are those of what happens from then on.
 
     Args:
         total: how many trials there will be, if known.
@@ -83,6 +87,7 @@ class Progress:
         self._begin()
 
     def _begin(self) -> None:
+        """Take the study as it stands; nothing was shown yet."""
         now = self._clock()
         self._begun = now
         self._next = now + (_DRAW_EVERY_S if self._live else _LINE_EVERY_S)
@@ -114,7 +119,7 @@ class Progress:
             self._live.stop()
         elif self._verbose:
             failed = [f"{self._name}: failed: {failure}" for failure in self._failures()]
-            self._tell([*failed, self._line(now, ending)])
+            self._tell([*failed, self._plain(now, ending)])
 
     def __call__(self, study: Study, rows: Sequence[Event | Decision], reports: Sequence[Reports]) -> None:
         """A turn was made durable, or time went by."""
@@ -143,7 +148,7 @@ class Progress:
             self._live.update(self._block(now), refresh=True)
         else:
             self._next = now + max(_LINE_EVERY_S, min(_LINE_EVERY_AT_LAST_S, (now - self._begun) / 60))
-            self._tell([self._line(now)])
+            self._tell([self._plain(now)])
 
     def _tell(self, lines: Sequence[str]) -> None:
         """Print lines as they are; those of a terminal go above its live block."""
@@ -185,7 +190,7 @@ class Progress:
 
     # ------------------------------------------------------------------------------------------------ what to show
 
-    def _line(self, now: float, ending: str | None = None) -> str:
+    def _plain(self, now: float, ending: str | None = None) -> str:
         """The plain line. ``ending``: why the study is over, once it is."""
         states = " ".join(f"{state.value.lower()} {n}" for state, n in self._study.ledger.counts().items() if n)
         parts = [
@@ -193,7 +198,7 @@ class Progress:
             states,
             "; ".join(self._rungs()),
             self._rate(now, ending is not None),
-            self._time(now, ending is not None),
+            self._time(now, ending),
             f"spent {self._spend(now)}",
         ]
         if best := self._best():
@@ -202,26 +207,28 @@ class Progress:
         if failure is not self._failure_shown and ending is None:
             self._failure_shown = failure
             parts.append(f"failed: {_failure(failure)}" if failure else "")
-        return " | ".join(part for part in [*parts, ending or self._stopping()] if part)
+        return " | ".join(part for part in parts if part)
 
     def _block(self, now: float, ending: str | None = None) -> RenderableType:
-        """The live block, one line of the terminal for each thing; once it is over (``ending``), without live trials."""
+        """The live block, each thing on a line of its own; once the study is over (``ending``), without live trials."""
         size = self._console.size
         lines: list[RenderableType] = [
-            _text(f"raytuner  {self._name}", "bold").append(_text(f"   {ending or self._stopping()}", "yellow")),
-            _fact("trials", self._bar().append(f"{self._trials()}")),
+            _text(f"raytuner  {self._name}", "bold"),
+            _fact("trials", self._bar().append(self._trials())),
             _fact("state", self._states()),
-            _fact("time", self._time(now, ending is not None)),
+            _fact("time", self._time(now, ending)),
             _fact("rate", self._rate(now, ending is not None)),
             _fact("spent", self._spend(now)),
         ]
         if rungs := "   ".join(self._rungs()):
-            fits = len(rungs) + len(_fact("rungs", "")) <= size.width
-            lines.append(_fact("rungs", rungs if fits else "running+waiting   " + "   ".join(self._rungs(short=True))))
+            if _LABEL + len(rungs) > size.width:
+                rungs = "   ".join(["running+waiting to", *self._rungs(short=True)])
+            lines.append(_fact("rungs", rungs))
         if best := self._best():
             lines += [_fact("best", _text(best[0], "bold")), _fact("", _text(best[1], "dim"))]
         if ending is not None:
-            return Group(*lines, *(_fact("failed", _text(failure, "red")) for failure in self._failures()))
+            failures = enumerate(self._failures())
+            return Group(*lines, *(_fact("" if n else "failed", _text(failure, "red")) for n, failure in failures))
         if self._tally.last_failure:
             lines.append(_fact("failed", _text(_failure(self._tally.last_failure), "red")))
         room = size.height - 1
@@ -241,15 +248,16 @@ class Progress:
         return Text.assemble(("━" * filled, "green"), ("─" * (_BAR - filled), "dim"), "  ")
 
     def _states(self) -> Text:
-        states = Text()
-        for state, number in self._study.ledger.counts().items():
-            states.append(f"{state.value.lower()} ", style="dim")
-            states.append(f"{number}   ", style=_COLOURS[state] if number else "dim")
-        return states
+        return Text("   ").join(
+            Text.assemble((f"{state.value.lower()} ", "dim"), (str(number), _COLOURS[state] if number else "dim"))
+            for state, number in self._study.ledger.counts().items()
+        )
 
-    def _time(self, now: float, ended: bool) -> str:
-        elapsed = _duration(now - self._begun)
-        return elapsed if ended else f"{elapsed}, left: {self._left(now)}"
+    def _time(self, now: float, ending: str | None) -> str:
+        if ending is None:
+            stopping = self._tally.stopping
+            ending = f"left: {self._left(now)}" if stopping is None else f"stopping: {stopping}"
+        return f"{_duration(now - self._begun)}, {ending}"
 
     def _left(self, now: float) -> str:
         estimate, limit = self._estimate(now), self._limit_s() if self._limit_s else None
@@ -264,7 +272,7 @@ class Progress:
         """Seconds until all trials are over, at the rate of late; None while there is too little to go by."""
         left = (self._total or 0) - self._over()
         counts = self._study.ledger.counts()
-        if left <= 0 or self._tally.stopping or self._overs.seen(self._over()) < min(_ENOUGH, left):
+        if left <= 0 or self._overs.seen(self._over()) < min(_ENOUGH, left):
             return None
         if counts[State.STOPPED] and not counts[State.DONE]:
             return None  # the first to go are stopped early: what is left takes longer than they did
@@ -272,30 +280,28 @@ class Progress:
         return left / rate if rate else None
 
     def _rate(self, now: float, ended: bool) -> str:
-        def rate(rate: _Rate, count: int) -> float:
-            return rate.overall(now, count) if ended else rate.lately(now, count)
-
-        trials, reports = rate(self._overs, self._over()), rate(self._reports, self._tally.reports)
+        per_s = _Rate.overall if ended else _Rate.lately
+        trials, reports = per_s(self._overs, now, self._over()), per_s(self._reports, now, self._tally.reports)
         return f"{_often(trials, 'trials')}, {_often(reports, 'reports')}"
 
     def _spend(self, now: float) -> str:
-        hours = (self._tally.spent_s + sum(self._tally.lease_s(e, now) for e in self._tally.running.values())) / 3600
+        hours = self._tally.spend_s(now) / 3600
         amounts = {"slot-h": 1.0}
         if self._slot:
             amounts |= {"CPU-h": self._slot.cpu, "GPU-h": self._slot.gpu}
         return ", ".join(f"{_hours(hours * amount)} {unit}" for unit, amount in amounts.items() if amount)
 
     def _rungs(self, short: bool = False) -> list[str]:
-        """How many trials run to each rung, and how many wait at it."""
+        """How many trials run to each rung, and how many wait at it; of very many rungs, the highest."""
         rungs: dict[int, dict[State, int]] = {}
         for (until, state), number in self._tally.rungs.items():
             if until < END:
                 rungs.setdefault(until, {})[state] = number
         found = []
-        for until, by in sorted(rungs.items()):
+        for until, by in sorted(rungs.items())[-_RUNGS_SHOWN:]:
             running, waiting = by.get(State.RUNNING, 0), by.get(State.PAUSED, 0)
             words = [f"{running} running"] * bool(running) + [f"{waiting} waiting"] * bool(waiting)
-            found.append(f"to {until}: {f'{running}+{waiting}' if short else ', '.join(words)}")
+            found.append(f"{until}: {running}+{waiting}" if short else f"to {until}: {', '.join(words)}")
         return found
 
     @property
@@ -316,9 +322,6 @@ class Progress:
         found = [_failure(over) for over in self._tally.failures]
         more = self._study.ledger.counts()[State.FAILED] - len(found)
         return [*found, f"and {more} more" if found else f"{more} in earlier runs"] if more else found
-
-    def _stopping(self) -> str:
-        return f"stopping: {self._tally.stopping}" if self._tally.stopping else ""
 
     def _table(self, rows: int, now: float) -> Iterator[RenderableType]:
         """Live trials: those that run, longest first, then as many that wait as there is room for."""
@@ -341,26 +344,27 @@ class Progress:
             table.add_row(*self._cells(entry, now))
         yield table
         if len(live) > len(shown):
-            yield _text(f"and {len(live) - len(shown)} more", "dim")
+            yield _text(f"and {len(live) - len(shown)} more live trials", "dim")
 
     def _cells(self, entry: Entry, now: float) -> Iterator[Text]:
         trial, metric = entry.trial.id, self._study.objective.metric
         level, value = self._tally.heard.get(trial, (entry.level, entry.metrics.get(metric) if metric else None))
-        waits = entry.state is State.RUNNING and not self._study.expects(trial, entry.attempt)
+        queued = entry.state is State.RUNNING and not self._study.expects(trial, entry.attempt)
         yield Text(str(trial))
-        yield Text("queued" if waits else entry.state.value.lower(), "dim" if waits else _COLOURS[entry.state])
-        yield Text(_level(level) if entry.until == END else f"{_level(level)} → {entry.until}")
+        yield Text("queued" if queued else entry.state.value.lower(), "dim" if queued else _COLOURS[entry.state])
+        waiting = entry.state is State.PAUSED  # at `until`
+        yield Text(_level(level) if waiting or entry.until == END else f"{_level(level)} → {entry.until}")
         if metric is not None:
             yield _text("" if value is None else _value(value))
         yield Text(f"{entry.spent + self._tally.lease_s(entry, now):.1f}")
-        yield _text(_config(entry.trial.config), "dim")
+        yield _text(_config(entry.trial.config, leaves=True), "dim")
 
 
 class _Tally:
     """What is shown and not in the ledger, or not to be had from it without a look at every trial.
 
     ``running``: the trials in that state, longest first. ``rungs``: how many live trials are at which ``until`` in
-    which state. ``heard``: level and value of each live trial's last report. ``spent_s``: of all leases that ended.
+    which state. ``heard``: level and value of each live trial's last report. ``failures``: the first there were.
     """
 
     def __init__(self, study: Study, now: float) -> None:
@@ -371,23 +375,21 @@ class _Tally:
         self.stopping: str | None = None
         self._at, self._seen = 0.0, now  # the study's time at the last event, and ours
         self._opened = 0.0
-        self._take_stock()
-
-    def _take_stock(self) -> None:
-        """Look at every trial: when a driver takes the study, whose past nobody was told of."""
-        self.spent_s = sum(entry.spent for entry in self._study.ledger.values())
         self.running: dict[int, Entry] = {}
         self.rungs: Counter[tuple[int, State]] = Counter()
         self.heard: dict[int, tuple[float, Any]] = {}
         self._places: dict[int, tuple[int, State]] = {}
-        for trial in self._study.ledger.live:
+        # A study that is resumed has a past that nobody will tell: this once, every trial is looked at.
+        self._spent_s = sum(entry.spent for entry in study.ledger.values())
+        for trial in study.ledger.live:
             self._place(trial)
 
     def hear(self, rows: Sequence[Event | Decision], reports: Sequence[Reports], now: float) -> None:
+        """A turn, after which the ledger stands as it does."""
         for row in rows:
             match row:
                 case Ended() | Failed():
-                    self.spent_s += row.spent
+                    self._spent_s += row.spent
                 case Over(state=State.FAILED):
                     self.last_failure = row
                     if len(self.failures) < _FAILURES_SHOWN:
@@ -404,8 +406,6 @@ class _Tally:
             at: float | None = getattr(row, "at", None)  # events have a time, decisions none
             if at is not None:
                 self._at, self._seen = at, now
-        if any(isinstance(row, Opened) for row in rows):
-            self._take_stock()
         for said in reports:
             self._hear(said)
 
@@ -431,17 +431,21 @@ class _Tally:
             self.heard.pop(trial, None)
 
     def _hear(self, said: Reports) -> None:
-        self.reports += len(said)
-        metric = self._study.objective.metric
-        if said.trial not in self._places:  # it is over, and its code has not heard of that yet
+        trial, metric = said.trial, self._study.objective.metric
+        self.reports += len(said.steps)
+        if trial not in self._places:  # it is over, and its code has not heard of that yet
             return
-        value = None
-        if metric is not None:
-            values = reversed(said.metrics.get(metric, ()))
-            value = next((value for value in values if value is not None), said.constants.get(metric))
-            if value is None and said.trial in self.heard:
-                value = self.heard[said.trial][1]
-        self.heard[said.trial] = said.levels[-1], value
+        values = said.metrics.get(metric) if metric is not None else None
+        value = values[-1] if values else None
+        if value is None and metric is not None:  # not in every report: the last that there was
+            known = self.heard[trial][1] if trial in self.heard else None
+            earlier = [known, said.constants.get(metric), *(values or ())]
+            value = next((value for value in reversed(earlier) if value is not None), None)
+        self.heard[trial] = said.levels[-1], value
+
+    def spend_s(self, now: float) -> float:
+        """Seconds of slot time that all trials took, in all drivers' lives."""
+        return self._spent_s + sum(self.lease_s(entry, now) for entry in self.running.values())
 
     def lease_s(self, entry: Entry, now: float) -> float:
         """Seconds that a trial has held a slot in this lease, in this driver's life."""
@@ -493,8 +497,12 @@ def _text(text: str, style: str = "") -> Text:
     return Text(_clean(text), style, no_wrap=True, overflow="ellipsis")
 
 
+def _line(*parts: Text) -> Text:
+    return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
+
+
 def _fact(label: str, value: str | Text) -> Text:
-    return _text(f"{label:10}", "dim").append(_text(value) if isinstance(value, str) else value)
+    return _line(Text(label.ljust(_LABEL), "dim"), _text(value) if isinstance(value, str) else value)
 
 
 def _clean(text: str) -> str:
@@ -509,8 +517,10 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _config(config: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={_value(value)}" for name, value in _flat(config, ""))
+def _config(config: Mapping[str, Any], leaves: bool = False) -> str:
+    """A configuration on one line. ``leaves``: without the names of what a nested value stands in."""
+    names = ((name.rpartition("/")[2] if leaves else name, value) for name, value in _flat(config, ""))
+    return ", ".join(f"{name}={_value(value, 4)}" for name, value in names)
 
 
 def _flat(config: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -521,15 +531,16 @@ def _flat(config: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-def _value(value: object) -> str:
+def _value(value: object, digits: int = 6) -> str:
     """A value of a metric or a configuration, short."""
     match value:
         case float():
-            return f"{value:.6g}"
+            return f"{value:.{digits}g}"
         case str():
             return _cut(value, _LONGEST_VALUE)
         case list() | tuple():
-            return _cut(f"[{', '.join(map(_value, value[:_LONGEST_VALUE]))}]", _LONGEST_VALUE)
+            shown = ", ".join(_value(each, digits) for each in value[:_LONGEST_VALUE])
+            return _cut(f"[{shown}]", _LONGEST_VALUE)
     try:
         return _cut(repr(value), _LONGEST_VALUE)
     except Exception:  # it is the user's object, or an int of too many digits: no reason to end a study
@@ -562,9 +573,11 @@ def _duration(seconds: float) -> str:
 
 
 def _often(per_s: float, what: str) -> str:
-    """A rate in the unit in which it is not a small fraction."""
-    unit, length = next(((u, n) for u, n in reversed(_UNITS[1:]) if per_s * n >= 1), ("s" if not per_s else "h", 3600))
-    return f"{per_s * length:,.1f} {what}/{unit}"
+    """A rate, in the unit in which it is at least one."""
+    for unit, length in (("s", 1), ("min", 60)):
+        if per_s * length >= 1 or not per_s:
+            return f"{per_s * length:,.1f} {what}/{unit}"
+    return f"{per_s * 3600:,.1f} {what}/h"
 
 
 def _hours(hours: float) -> str:

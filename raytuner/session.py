@@ -1,11 +1,12 @@
 """What the user's training function sees of the tuner: `report`, `get_checkpoint`, `should_checkpoint`, `get_context`.
 
-A `Session` is one run of that function in a thread. When a report reaches the lease's ``until`` the thread parks inside
-`report` and waits: the trial's next lease lets it go on, in about a millisecond and with all its state. Any other
-verdict unwinds the function by `TrialEnded`, which ``except Exception`` does not swallow.
+A `Session` is one run of that function. When a report reaches the lease's ``until`` the function *parks* inside
+`report` and waits: the trial's next lease lets it go on, at once and with all its state. Any other lease unwinds it by
+`TrialEnded`, which ``except Exception`` does not swallow. So one thread is enough for all the trials of a process:
+it takes what comes from its `Leases`.
 
 Reports are on the path of every training step: what they say is put down as it is, and becomes columns (`Outbox.take`)
-in the thread that sends them.
+in the thread that sends them, a few milliseconds' worth at a time.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import inspect
 import itertools
 import math
 import numbers
-import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from raytuner.trial import Failure, Lease, Metrics, Reports, Slot
 
 _BACKLOG = 10_000  # reports that may wait to be sent before `report` blocks
 _BATCH = 5_000  # reports that are sent together at most
+_LINGER_S = 0.004  # how long what is not urgent waits for more
 
 Item = Reports | Ended | Failed
 """What an executor hears of its sessions."""
@@ -96,47 +98,140 @@ class Context:
         return {name: amount for name, amount in known.items() if amount} | dict(slot.custom)
 
 
-class Outbox:
-    """What the sessions of this process have said, until it is sent. One thread takes; `poke` wakes it."""
+class Leases:
+    """What is to run in this process, in order. One thread runs it: `next`, and a function of it that is parked:
+    `next_of`. Others may add and take away."""
 
     def __init__(self) -> None:
-        self._items: queue.SimpleQueue[_Said | Ended | Failed | None] = queue.SimpleQueue()
+        self._waiting: deque[Lease] = deque()
+        self._changed = threading.Condition()
+        self._parked: int | None = None
+        self._evicted = False
+        self._closed = False
+
+    def add(self, leases: Iterable[Lease]) -> None:
+        with self._changed:
+            self._waiting += leases
+            self._changed.notify()
+
+    def withdraw(self) -> list[Lease]:
+        """Give back all that wait."""
+        with self._changed:
+            leases = list(self._waiting)
+            self._waiting.clear()
+            return leases
+
+    def drop(self, trial: int, attempt: int) -> bool:
+        """Take away a lease that waits; whether it was there."""
+        with self._changed:
+            for lease in self._waiting:
+                if (lease.trial.id, lease.attempt) == (trial, attempt):
+                    self._waiting.remove(lease)
+                    return True
+            return False
+
+    def evict(self, trial: int) -> None:
+        """Have a trial unwound, if it is parked here."""
+        with self._changed:
+            if self._parked == trial:
+                self._evicted = True
+                self._changed.notify()
+
+    def close(self) -> None:
+        """Nothing more is run."""
+        with self._changed:
+            self._closed = True
+            self._waiting.clear()
+            self._changed.notify()
+
+    @property
+    def more(self) -> bool:
+        """Whether any wait."""
+        return bool(self._waiting)
+
+    def next(self, timeout_s: float | None = None) -> Lease | None:
+        """Wait for the next lease; None when there will be none, or none has come in time."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed, timeout_s)
+            return self._waiting.popleft() if self._waiting else None
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def next_of(self, trial: int) -> Lease | None:
+        """Wait, with this trial parked, for its next lease; None when it must make room."""
+        with self._changed:
+            self._parked = trial
+            self._changed.wait_for(lambda: self._waiting or self._evicted or self._closed)
+            evicted, self._parked, self._evicted = self._evicted, None, False
+            if evicted or not self._waiting or self._waiting[0].trial.id != trial:
+                return None
+            return self._waiting.popleft()
+
+
+class Outbox:
+    """What the sessions of this process have said, until it is sent. One thread takes."""
+
+    def __init__(self) -> None:
+        self._items: deque[_Said | Ended | Failed] = deque()
+        self._awake = threading.Event()
+        self._idle = False  # whether somebody waits for anything at all
+        self._urgent = False  # whether there is something that should not wait for more
         self._room = threading.Condition()
         self._crowded = False
 
-    def put(self, item: Ended | Failed) -> None:
-        self._items.put(item)
+    def put(self, item: Ended | Failed, urgent: bool = True) -> None:
+        """Put down how a lease ended; ``urgent``: somebody waits for it."""
+        self._items.append(item)
+        if urgent:
+            self.hurry()
+        elif self._idle:
+            self._awake.set()
 
-    def poke(self) -> None:
-        """Let `take` return, perhaps with nothing."""
-        self._items.put(None)
+    def hurry(self) -> None:
+        """Let `take` return with what there is, perhaps nothing."""
+        self._urgent = True
+        self._awake.set()
 
     def report(self, said: _Said) -> None:
         """Put down a report; waits while too many have not been sent."""
-        self._items.put(said)
-        if self._items.qsize() >= _BACKLOG:
+        self._items.append(said)
+        if self._idle:
+            self._awake.set()
+        if len(self._items) >= _BACKLOG:
             with self._room:
                 self._crowded = True
-                self._room.wait_for(lambda: self._items.qsize() < _BACKLOG)
+                self._room.wait_for(lambda: len(self._items) < _BACKLOG)
 
     def take(self, timeout_s: float | None = None) -> list[Item]:
-        """Wait for something to be said; return it and what else is there, reports as columns."""
-        try:
-            raw = [self._items.get(timeout=timeout_s)]
-            while len(raw) < _BATCH:
-                raw.append(self._items.get_nowait())
-        except queue.Empty:
-            pass
+        """Wait for something to be said, and a moment longer if it is not urgent; return what is there.
+
+        Whoever makes reports without pause is not woken up for, nor held up by, each of them.
+        """
+        items = self._items
+        if not items and not self._urgent:
+            self._awake.clear()
+            self._idle = True
+            if not items and not self._urgent:
+                self._awake.wait(timeout_s)
+            self._idle = False
+        if items and not self._urgent and len(items) < _BATCH:
+            self._awake.clear()
+            if not self._urgent:
+                self._awake.wait(_LINGER_S)
+        self._urgent = False
+        raw = [items.popleft() for _ in range(min(len(items), _BATCH))]
         if self._crowded:
             with self._room:
                 self._crowded = False
                 self._room.notify_all()
         found: list[Item] = []
-        for frame, items in itertools.groupby(raw, _frame_of):
+        for frame, said in itertools.groupby(raw, _frame_of):
             if frame is not None:
-                found.append(_columns(frame, cast(list[_Said], list(items))))
+                found.append(_columns(frame, cast(list[_Said], list(said))))
             else:
-                found += [item for item in items if isinstance(item, Ended | Failed)]
+                found += [item for item in said if isinstance(item, Ended | Failed)]
         return found
 
 
@@ -155,7 +250,7 @@ _Said = tuple[_Frame, int, float, float, float, float, bool, dict[str, Any]]
 whether there is a checkpoint, what the user said. A plain tuple, for it is made at every training step."""
 
 
-def _frame_of(item: _Said | Ended | Failed | None) -> _Frame | None:
+def _frame_of(item: _Said | Ended | Failed) -> _Frame | None:
     return item[0] if isinstance(item, tuple) else None
 
 
@@ -193,8 +288,8 @@ class Session:
     """One run of the training function, from a start or a checkpoint to its end, over one or more leases.
 
     ``place``: where it runs (``hostname``, ``node_ip``, ``pid``), added to each report. ``outbox``: where what is said
-    goes. ``leaves``: errors that are no matter of the trial's; `run` raises them. The owner's side is `start` (or `run`, in his own thread), `proceed`, `unwind`, `gone`; the function's side is
-    `report` and its like.
+    goes. ``leases``: where the trial's further ones come from. ``leaves``: errors that are no matter of the trial's;
+    `run` raises them. ``overdue``: called if the function, once it was parked, does not return within the grace period.
     """
 
     def __init__(
@@ -204,11 +299,11 @@ class Session:
         rules: Rules,
         place: Mapping[str, str | int],
         outbox: Outbox,
+        leases: Leases,
         leaves: tuple[type[BaseException], ...] = (),
+        overdue: Callable[[], object] | None = None,
     ) -> None:
         self.lease = lease
-        self._leaves = leaves
-        self.parked = False
         self.checkpoint: Checkpoint | None = None
         study = rules.checkpoints.parent
         folder = study / "artifacts" / f"{lease.trial.id:06d}"
@@ -216,6 +311,9 @@ class Session:
         self._train = train
         self._rules = rules
         self._outbox = outbox
+        self._leases = leases
+        self._leaves = leaves
+        self._overdue = overdue
         self._store = Store(rules.checkpoints)
         self._around = Surroundings(folder, rules.chdir, rules.stdout, rules.stderr)
         self._step = self._origin = lease.checkpoint or 0
@@ -228,45 +326,25 @@ class Session:
         self._declined = False  # whether the function was told that the next report needs no checkpoint
         self._how = How.RETURNED
         self._refused: Failed | None = None  # a report that ends the trial as failed
-        self._go = threading.Semaphore(0)
-        self._thread: threading.Thread | None = None
-
-    # ------------------------------------------------------------------------------------------- the owner's side
-
-    def start(self) -> None:
-        """Begin to run the function, in a thread of its own."""
-        self._thread = threading.Thread(target=self.run, name=f"trial-{self.lease.trial.id}", daemon=True)
-        self._thread.start()
-
-    def proceed(self, lease: Lease) -> None:
-        """Let the parked function go on under its trial's next lease."""
-        self._frame = _Frame(lease, self._origin, self._frame.ran_s + self._seconds(), self._frame.place)
-        self.lease = lease
-        self._resumed = self._before = time.monotonic()
-        self.parked = False
-        self._go.release()
-
-    def unwind(self) -> None:
-        """End the function at its next report, or where it is parked."""
-        self._unwound = True
-        self._go.release()
-
-    def gone(self) -> bool:
-        """Whether the function returns within the grace period."""
-        if self._thread is not None:
-            self._thread.join(self._rules.grace_s)
-        return self._thread is None or not self._thread.is_alive()
+        self._alarm: threading.Timer | None = None
+        self._told = False  # whether it was said how the last lease ended
 
     def run(self) -> None:
         """Run the function, in this thread, to its end."""
         _here.session = self
         try:
             last = self._run()
-            if not self.parked:  # else its lease ended long ago
-                self._outbox.put(last)
+            if not self._told:
+                self._outbox.put(last, urgent=not self._leases.more)
         finally:
             _here.session = None
             self._around.forget()
+            if self._alarm is not None:
+                self._alarm.cancel()
+
+    def unwind(self) -> None:
+        """End the function at its next report. It is called in another thread."""
+        self._unwound = True
 
     # -------------------------------------------------------------------------------------- the function's side
 
@@ -372,13 +450,23 @@ class Session:
         return any(_reaches(metrics.get(name), most) for name, most in stop.items())
 
     def _park(self) -> None:
-        self.parked = True
+        """A lease is over; wait for the trial's next one."""
         self._around.leave()
+        ran_s = self._frame.ran_s + self._seconds()
         self._outbox.put(self._ended(How.REACHED))
-        self._go.acquire()
-        self._around.enter()  # for what the function does in its ``finally``, too
-        if self._unwound:
+        self._told = True
+        lease = None if self._unwound else self._leases.next_of(self.lease.trial.id)
+        if lease is None:
+            if self._overdue is not None:
+                self._alarm = threading.Timer(self._rules.grace_s, self._overdue)
+                self._alarm.daemon = True
+                self._alarm.start()
             self._end()
+        self._told = False
+        self.lease = lease
+        self._frame = _Frame(lease, self._origin, ran_s, self._frame.place)
+        self._resumed = self._before = time.monotonic()
+        self._around.enter()
 
     def _end(self) -> NoReturn:
         self._over = True

@@ -25,7 +25,11 @@ One coordinate per dimension:
 Sampling is decoding uniform coordinates, so that there is one source of truth. `sample_from` functions are evaluated
 after everything else and are no dimension: `encode` ignores their values, `decode` calls them again.
 
-Not here: constraints and priors over spaces, objects that are no plain values, and Ray's own domain objects.
+Objects that are no plain values (datasets, functions, instances) may stand where a constant or an option stands. In
+configurations and descriptions a token stands for each (`raytuner.held`), a plain value like any other: so a
+configuration can be written down, and is compared by what the objects are. `Space.objects` has the objects.
+
+Not here: constraints and priors over spaces, and Ray's own domain objects.
 """
 
 from __future__ import annotations
@@ -40,14 +44,16 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cache
 from statistics import NormalDist
-from typing import Any, Protocol, TypeGuard
+from typing import Any, NoReturn, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from raytuner.held import Held, hold, supply
 
 # ------------------------------------------------------------------------------------- the constructors, as Ray's
 
@@ -112,7 +118,7 @@ def qlograndint(lower: int, upper: int, q: int, base: object = _NOT_GIVEN) -> In
 
 
 def choice(categories: Sequence[Any]) -> Choice:
-    """One of ``categories``: plain values, dicts that may hold domains again (conditional parameters), domains.
+    """One of ``categories``: plain values, objects, domains, dicts with domains again (conditional parameters).
 
     Plain values are kept as given, a tuple stays a tuple, and told apart by type: 1, 1.0 and True are three options.
     An option given twice has twice the mass.
@@ -128,8 +134,9 @@ def grid_search(values: Iterable[Any]) -> dict[str, Iterable[Any]]:
 def sample_from(func: Callable[..., Any]) -> Function:
     """What ``func(config)`` answers, which sees what was sampled so far; or ``func()``.
 
-    Called after all domains are sampled, in key order. As in Ray, ``config["lr"]``, ``config.lr`` and the older form
-    ``spec.config.lr`` work. Global generators (``random``, ``np.random``) are seeded around the call.
+    Called after all domains are sampled, in key order. It sees objects, but must answer plain values. As in Ray,
+    ``config["lr"]``, ``config.lr`` and the older form ``spec.config.lr`` work. Global generators (``random``,
+    ``np.random``) are seeded around the call.
     """
     if not callable(func):
         raise TypeError(f"sample_from: func is {_show(func)}, expected a function of config")
@@ -173,13 +180,18 @@ class Param:
 
 
 class Space:
-    """What may be searched: a flattened ``param_space``. Immutable; the head of this file says how it encodes."""
+    """What may be searched: a flattened ``param_space``. Immutable; the head of this file says how it encodes.
+
+    ``objects``: those that tokens in configurations stand for. They are read once, here: an array of 1 GB takes a
+    second or two.
+    """
 
     def __init__(self, param_space: Mapping[str, Any]) -> None:
         if not isinstance(param_space, Mapping):
             raise TypeError(f"param_space is {_show(param_space)}, expected a dict of names to domains or constants")
         plan = _Plan()
-        self._root = _Fields.of(param_space, plan, (), None)
+        self._root = _Fields.of(param_space, plan, (), None, "")
+        self.objects: Mapping[Held, Any] = plan.objects
         self._grids = tuple(plan.grids)
         self._spread = frozenset(plan.spread)
         self._canonical = json.dumps(self._root.to_json(), sort_keys=True)
@@ -207,7 +219,7 @@ class Space:
                 x[node.index] = node.choice.coordinate(option)
         config, later = self._build(x)
         if later:
-            _call(config, later, seed=int(rng.integers(2**32)))
+            _call(config, later, self.objects, seed=int(rng.integers(2**32)))
         return config
 
     def grid_point(self, index: int) -> dict[str, Any]:
@@ -251,7 +263,8 @@ class Space:
         config, later = self._build(np.clip(point, 0.0, 1.0).tolist())
         if later:
             # From what is known and not from x, whose inactive coordinates must not matter.
-            _call(config, later, seed=zlib.crc32(json.dumps(pack(_SoFar(config)), sort_keys=True).encode()))
+            seed = zlib.crc32(json.dumps(pack(_SoFar(config)), sort_keys=True).encode())
+            _call(config, later, self.objects, seed)
         return config
 
     def _build(self, x: list[float]) -> tuple[dict[str, Any], _Later]:
@@ -292,7 +305,10 @@ class Space:
 
     @classmethod
     def from_json(cls, description: Any) -> Space:
-        """The space that `to_json` described. ValueError if it has a `sample_from`."""
+        """The space that `to_json` described. ValueError if it has a `sample_from`.
+
+        Of objects there are the tokens only. To run such a space, ``param_space`` must be given again.
+        """
         return cls(unpack(description))
 
     def lines(self) -> dict[str, str]:
@@ -329,8 +345,8 @@ class Domain(ABC):
     """What may stand in a ``param_space`` in place of a value."""
 
     @abstractmethod
-    def place(self, plan: _Plan, path: tuple[str, ...], condition: tuple[int, int] | None) -> _Node:
-        """Take a place in a space."""
+    def place(self, plan: _Plan, path: tuple[str, ...], condition: tuple[int, int] | None, name: str) -> _Node:
+        """Take a place in a space. ``name`` is as in `_Plan.node`."""
 
 
 class Numeric(Domain):
@@ -363,7 +379,7 @@ class Numeric(Domain):
         name, arguments = self.call()
         return f"{name}({', '.join(map(repr, arguments))})"
 
-    def place(self, plan: _Plan, path: tuple[str, ...], condition: tuple[int, int] | None) -> _Node:
+    def place(self, plan: _Plan, path: tuple[str, ...], condition: tuple[int, int] | None, name: str) -> _Node:
         return _Leaf(plan.add(Param(path, self, condition)), self)
 
 
@@ -533,19 +549,19 @@ class Choice(Domain):
         """The middle of an option's coordinates."""
         return (option + 0.5) / len(self.options)
 
-    def place(self, plan: _Plan, path: tuple[str, ...], condition: tuple[int, int] | None) -> _Node:
-        name = "/".join(path)
+    def place(self, plan: _Plan, path: tuple[str, ...], condition: tuple[int, int] | None, name: str) -> _Node:
+        where = "/".join(path)
         if self.grid and condition is not None:
-            raise ValueError(f"{name}: grid_search inside an option of a choice; use choice there, or move it out")
+            raise ValueError(f"{where}: grid_search inside an option of a choice; use choice there, or move it out")
         index = plan.add(Param(path, self, condition))
         nodes = []
         for i, option in enumerate(self.options):
             if isinstance(option, Function):
-                raise ValueError(f"{name}: option {i} is a sample_from; put it into a dict, under a name")
+                raise ValueError(f"{where}: option {i} is a sample_from; put it into a dict, under a name")
             if self.grid and _holds_domain(option):
-                raise ValueError(f"{name}: grid_search value {i} holds a domain; expected plain values, or use choice")
+                raise ValueError(f"{where}: grid_search value {i} holds a domain; expected plain values, or use choice")
             nodes.append(plan.node(option, path, (index, i), f"{name}[{i}]"))
-        node = _Options(index, name, self, tuple(nodes))
+        node = _Options(index, where, self, tuple(nodes))
         if self.grid:
             plan.grids.append(node)
         return node
@@ -558,7 +574,7 @@ class Function(Domain):
     func: Callable[..., Any]
     takes_config: bool
 
-    def place(self, plan: _Plan, path: tuple[str, ...], condition: tuple[int, int] | None) -> _Node:
+    def place(self, plan: _Plan, path: tuple[str, ...], condition: tuple[int, int] | None, name: str) -> _Node:
         return _Call("/".join(path), self)
 
 
@@ -586,22 +602,37 @@ class _Plan:
         self.params: list[Param] = []
         self.grids: list[_Options] = []
         self.spread: list[tuple[str, ...]] = []  # paths of the lists that hold domains
+        self.objects: dict[Held, Any] = {}
 
     def add(self, param: Param) -> int:
         self.params.append(param)
         return len(self.params) - 1
 
     def node(self, raw: Any, path: tuple[str, ...], condition: tuple[int, int] | None, name: str) -> _Node:
-        """What stands at a path of ``param_space``; ``name`` is for messages."""
+        """What stands at a path of ``param_space``. ``name`` tells it from what stands at this path in another branch:
+        branch i of a choice is ``name[i]``."""
         if _is_grid(raw):
             raw = Choice(_options(f"{name}: grid_search", "values", raw["grid_search"]), grid=True)
         if isinstance(raw, Domain):
-            return raw.place(self, path, condition)
+            return raw.place(self, path, condition, name)
         if isinstance(raw, Mapping):
-            return _Fields.of(raw, self, path, condition)
+            return _Fields.of(raw, self, path, condition, name)
         if isinstance(raw, list | tuple) and _holds_domain(raw):
-            return _Items.of(raw, self, path, condition)
-        return _Fixed(plain(raw, name))
+            return _Items.of(raw, self, path, condition, name)
+        return _Fixed(plain(raw, name, self.hold))
+
+    def hold(self, value: Any, name: str) -> Held:
+        """Keep an object; what stands for it."""
+        if any(kind.__module__.startswith("ray.tune.search") for kind in type(value).__mro__):
+            raise TypeError(
+                f"{name} is {_show(value)}, a domain of Ray's own; "
+                "use the function of the same name that raytuner has, such as raytuner.uniform"
+            )
+        token = hold(value, name)
+        while token in self.objects:  # a key may look like a branch: "a[0]"
+            token = replace(token, name=f"{token.name}'")
+        self.objects[token] = value
+        return token
 
 
 @dataclass(frozen=True, slots=True)
@@ -656,13 +687,13 @@ class _Fields:
 
     @classmethod
     def of(
-        cls, raw: Mapping[Any, Any], plan: _Plan, path: tuple[str, ...], condition: tuple[int, int] | None
+        cls, raw: Mapping[Any, Any], plan: _Plan, path: tuple[str, ...], condition: tuple[int, int] | None, name: str
     ) -> _Fields:
         for key in raw:
             _check_key(key, "/".join(path))
         nodes = {}
         for key in sorted(raw):
-            nodes[key] = plan.node(raw[key], (*path, key), condition, "/".join((*path, key)))
+            nodes[key] = plan.node(raw[key], (*path, key), condition, f"{name}/{key}" if name else key)
         return cls({key: nodes[key] for key in raw})
 
     def build(self, x: list[float], later: _Later) -> dict[str, Any]:
@@ -704,10 +735,11 @@ class _Items:
     type: type[list[Any]] | type[tuple[Any, ...]]
 
     @classmethod
-    def of(cls, raw: Sequence[Any], plan: _Plan, path: tuple[str, ...], condition: tuple[int, int] | None) -> _Items:
-        name = "/".join(path)
+    def of(
+        cls, raw: Sequence[Any], plan: _Plan, path: tuple[str, ...], condition: tuple[int, int] | None, name: str
+    ) -> _Items:
         if any(isinstance(item, Function) for item in raw):
-            raise ValueError(f"{name}: sample_from inside a list; put it into a dict, under a name")
+            raise ValueError(f"{'/'.join(path)}: sample_from inside a list; put it into a dict, under a name")
         plan.spread.append(path)
         nodes = [plan.node(item, (*path, str(i)), condition, f"{name}/{i}") for i, item in enumerate(raw)]
         return cls(tuple(nodes), tuple if isinstance(raw, tuple) else list)
@@ -775,9 +807,10 @@ class _Call:
     def build(self, x: list[float], later: _Later) -> Any:
         return self
 
-    def value(self, config: dict[str, Any]) -> Any:
+    def value(self, config: dict[str, Any], objects: Mapping[Held, Any]) -> Any:
+        so_far = _SoFar(supply(config, objects))
         try:
-            value = self.function.func(_SoFar(config)) if self.function.takes_config else self.function.func()
+            value = self.function.func(so_far) if self.function.takes_config else self.function.func()
         except Exception as error:
             raise ValueError(f"{self.name}: its sample_from function failed with {error!r}") from error
         return plain(value, self.name)
@@ -798,11 +831,11 @@ _Later = list[tuple[dict[str, Any], str]]
 """The `sample_from`s of a configuration in key order: the dict each stands in, and its key there."""
 
 
-def _call(config: dict[str, Any], later: _Later, seed: int) -> None:
+def _call(config: dict[str, Any], later: _Later, objects: Mapping[Held, Any], seed: int) -> None:
     """Put the functions' values in their places."""
     with _seeded(seed):
         for holder, key in later:
-            holder[key] = holder[key].value(config)
+            holder[key] = holder[key].value(config, objects)
 
 
 class _SoFar(dict[str, Any]):
@@ -826,7 +859,7 @@ class _SoFar(dict[str, Any]):
 def _known(value: Any) -> Any:
     if isinstance(value, dict):
         return _SoFar(value)
-    if isinstance(value, list | tuple):
+    if type(value) in (list, tuple):
         return type(value)([_known(item) for item in value])
     return value
 
@@ -847,27 +880,30 @@ def _seeded(seed: int) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------ plain values
 
 
-def plain(value: Any, name: str) -> Any:
+def _refuse(value: Any, name: str) -> NoReturn:
+    raise TypeError(
+        f"{name} is {_show(value)}, expected None, bool, int, float, str, or lists, tuples and dicts of these. "
+        "Compute the object in the training function, or put it into choice([...]) in param_space."
+    )
+
+
+def plain(value: Any, name: str, other: Callable[[Any, str], Any] = _refuse) -> Any:
     """A copy of the value in plain Python types; ``name`` is where it stands, for messages.
 
-    This is the one place that says what a configuration may hold. Objects that are kept by name and hash, once there
-    are any, are admitted here.
+    This is the one place that says what a configuration may hold: tokens of objects are plain, the objects are not.
+    Of what is not plain, ``other`` says what is to stand in its place, or refuses it.
     """
-    if value is None or type(value) in (bool, int, float, str):
+    if value is None or type(value) in (bool, int, float, str, Held):
         return value
     if isinstance(value, np.generic) and type(value.item()) in (bool, int, float, str):
         return value.item()
     if type(value) in (list, tuple):
-        return type(value)([plain(item, f"{name}[{i}]") for i, item in enumerate(value)])
+        return type(value)([plain(item, f"{name}[{i}]", other) for i, item in enumerate(value)])
     if isinstance(value, Mapping):
         for key in value:
             _check_key(key, name)
-        return {key: plain(item, f"{name}/{key}") for key, item in value.items()}
-    raise TypeError(
-        f"{name} is {_show(value)}, expected None, bool, int, float, str, or lists, tuples and dicts of these. "
-        "Pass a name and look the object up in the training function, let the function close over it, "
-        "or compute the value with sample_from."
-    )
+        return {key: plain(item, f"{name}/{key}", other) for key, item in value.items()}
+    return other(value, name)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -891,6 +927,8 @@ def pack(value: Any) -> Any:
         return [pack(item) for item in value]
     if isinstance(value, dict):
         return _escaped({key: pack(item) for key, item in value.items()})
+    if isinstance(value, Held):
+        return {"$held": [value.name, value.kind, value.digest]}
     return value
 
 
@@ -906,6 +944,8 @@ def unpack(packed: Any) -> Any:
             return [unpack(item) for item in body]
         case "dict":
             return {key: unpack(item) for key, item in body.items()}
+        case "held":
+            return Held(*body)
         case "value":
             return body
         case "choice":
@@ -949,7 +989,7 @@ _NUMERIC: Mapping[str, Callable[..., Numeric]] = {
     "lograndint": lograndint,
     "qlograndint": qlograndint,
 }
-_TAGS = {*_NUMERIC, "choice", "grid_search", "sample_from", "float", "tuple", "dict"}
+_TAGS = {*_NUMERIC, "choice", "grid_search", "sample_from", "float", "tuple", "dict", "held"}
 
 
 def _text(packed: Any) -> str:
@@ -970,6 +1010,8 @@ def _text(packed: Any) -> str:
             return f"{tag}([{', '.join(map(_text, body))}])"
         case "sample_from":
             return f"sample_from({body})"
+        case "held":
+            return repr(Held(*body))
     return f"{tag}({', '.join(map(repr, body))})"
 
 

@@ -160,7 +160,7 @@ def with_parameters(trainable: Reserved, /, **parameters: Any) -> Reserved: ...
 @overload
 def with_parameters(trainable: Any, /, **parameters: Any) -> Bound: ...
 def with_parameters(trainable: Any, /, **parameters: Any) -> Bound | Reserved:
-    """Hand large or unserializable-as-config objects (data sets, tokenizers) to every trial.
+    """Hand objects such as data sets to every trial.
 
     A function is called ``train(config, **parameters)``, a class's ``setup(config, **parameters)``. They travel to each
     process once, not with every trial. Given twice, the later value counts.
@@ -168,13 +168,16 @@ def with_parameters(trainable: Any, /, **parameters: Any) -> Bound | Reserved:
     if isinstance(trainable, Reserved):
         return replace(trainable, train=with_parameters(trainable.train, **parameters))
     if isinstance(trainable, Bound):
-        return with_parameters(trainable.trainable, **{**trainable.parameters, **parameters})
+        _check_names(trainable.trainable, parameters)
+        return Bound(trainable.trainable, {**trainable.parameters, **parameters})
     _check_kind(trainable)
     _check_names(trainable, parameters)
     return Bound(trainable, parameters)
 
 
-def with_resources(trainable: Any, resources: Mapping[str, float] | Callable[[Config], Mapping[str, float]]) -> Reserved:
+def with_resources(
+    trainable: Any, resources: Mapping[str, float] | Callable[[Config], Mapping[str, float]]
+) -> Reserved:
     """Say what each trial reserves: ``{"cpu": 2, "gpu": 0.5, "memory": bytes, "<custom>": amount}``, or a function of
     its configuration that returns this."""
     slot: Slot | Callable[[Config], Slot]
@@ -327,14 +330,14 @@ def _check_names(train: Any, parameters: Mapping[str, Any]) -> None:
         return
     kinds = inspect.Parameter
     positional = [each for each in takes if each.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+    named = [each for each in takes if each.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)]
     if len(positional) < places and not any(each.kind is kinds.VAR_POSITIONAL for each in takes):
         raise TypeError(
             f"with_parameters: {what}{_shown(receiver)} must take the configuration as its first argument, "
             "and the parameters by name"
         )
-    first = [each.name for each in positional[:places] if each.kind is kinds.POSITIONAL_OR_KEYWORD]
-    names = [each.name for each in [*positional[places:], *takes] if each.kind is kinds.KEYWORD_ONLY]
-    names = [each.name for each in positional[places:] if each.kind is kinds.POSITIONAL_OR_KEYWORD] + names
+    first = [each.name for each in named if each in positional[:places]]
+    names = [each.name for each in named if each.name not in first]
     others = any(each.kind is kinds.VAR_KEYWORD for each in takes)
     for name in parameters:
         if name in first:
@@ -476,9 +479,10 @@ def _placed(kind: type, parameters: Mapping[str, Any]) -> type:
             body["setup"] = setup
 
     def setup(self: Any, config: Any, **more: Any) -> Any:
-        return super(made, self).setup(config, **{**parameters, **more})  # type: ignore[misc]
+        return super(made, self).setup(config, **{**parameters, **more})
 
-    made = types.new_class(kind.__name__, bases, exec_body=fill)
+    made: Any = types.new_class(kind.__name__, bases, exec_body=fill)
+    assert isinstance(made, type)
     return made
 
 

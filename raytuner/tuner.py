@@ -201,7 +201,7 @@ class Tuner:
         self._inline = executor == "inline"
         self._train = trainable
         self._space = param_space if isinstance(param_space, Space) else Space(param_space or {})
-        self._work = Work(trainable, parameters, self._space.objects)
+        self._work = Work(trainable, parameters, getattr(self._space, "objects", {}))
         self._run = run_config or RunConfig()
         config = tune_config or TuneConfig()
         self._scheduler = config.scheduler or FIFOScheduler()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import bdb
 import os
-import queue
 import socket
 import threading
 import time
@@ -19,7 +18,8 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from raytuner.events import Ended, Event, How, Reported, Slots
-from raytuner.session import Outbox, Rules, Session
+from raytuner.session import Leases, Outbox, Rules, Session
+from raytuner.surroundings import clear_spares
 from raytuner.trial import Lease, Reports
 from raytuner.work import Work
 
@@ -37,9 +37,8 @@ class Inline:
         self._run = work.loaded(lambda value: value)
         self._rules = rules
         self._outbox = Outbox()
-        self._leases: queue.SimpleQueue[Lease | None] = queue.SimpleQueue()
+        self._leases = Leases()
         self._session: Session | None = None
-        self._dropped: set[tuple[int, int]] = set()  # leases that were unwound before they began
         self._begun = False
         self._left = False
         self._place = {"hostname": socket.gethostname(), "node_ip": "127.0.0.1", "pid": os.getpid()}
@@ -58,9 +57,9 @@ class Inline:
             except BaseException as error:
                 errors.append(error)
             finally:
-                self._leases.put(None)
-                if self._session is not None:
-                    self._session.unwind()
+                self._leases.close()
+                if (session := self._session) is not None:
+                    session.unwind()
 
         thread = threading.Thread(target=driver, name="raytuner-driver", daemon=True)
         thread.start()
@@ -68,7 +67,7 @@ class Inline:
             self._serve()
         except BaseException:
             self._left = True
-            self._outbox.poke()
+            self._outbox.hurry()
             thread.join()
             raise
         thread.join()
@@ -77,20 +76,16 @@ class Inline:
         return outcome[0]
 
     def run(self, lease: Lease) -> None:
-        session = self._session
-        if session is not None and session.parked:
-            if session.lease.trial.id == lease.trial.id:
-                session.proceed(lease)
-                return
-            session.unwind()
-        self._leases.put(lease)
+        self._leases.add([lease])
 
     def unwind(self, trial: int, attempt: int) -> None:
+        if self._leases.drop(trial, attempt):
+            self._outbox.put(Ended(time.time(), trial, attempt, How.UNWOUND, 0, 0.0, {}))
+            return
         session = self._session
         if session is not None and (session.lease.trial.id, session.lease.attempt) == (trial, attempt):
             session.unwind()
-        else:
-            self._dropped.add((trial, attempt))
+            self._leases.evict(trial)
 
     def wait(self, timeout_s: float | None) -> Sequence[Event]:
         if not self._begun:
@@ -109,14 +104,14 @@ class Inline:
 
     def _serve(self) -> None:
         try:
-            while (lease := self._leases.get()) is not None:
-                if (lease.trial.id, lease.attempt) in self._dropped:
-                    self._outbox.put(Ended(time.time(), lease.trial.id, lease.attempt, How.UNWOUND, 0, 0.0, {}))
-                    continue
+            while (lease := self._leases.next()) is not None:
                 leaves = (KeyboardInterrupt, bdb.BdbQuit)
-                self._session = Session(self._run, lease, self._rules, self._place, self._outbox, leaves)
+                self._session = Session(
+                    self._run, lease, self._rules, self._place, self._outbox, self._leases, leaves
+                )
                 self._session.run()
                 self._session = None
         finally:
             self._session = None
             self._run.close()
+            clear_spares()

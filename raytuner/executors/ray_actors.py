@@ -33,8 +33,8 @@ _log = logging.getLogger(__name__)
 _PATIENCE_S = 10
 _STARTS = 3  # actors in a row that may fail to come up before the study gives up
 _UNREAD = 64  # batches that an actor may be ahead of the driver
-_AHEAD = 15  # leases that may wait in an actor at most
-_AHEAD_S = 0.03  # and how long they may take together
+_AHEAD = 31  # leases that may wait in an actor at most
+_AHEAD_S = 0.06  # and how long they may take together
 _STUCK_S = 0.25  # leases that wait behind one that takes longer are given to others
 
 
