@@ -8,11 +8,11 @@ with two logical CPUs, on loopback, but with ``reuse_actors=True``, which is not
 each start and each resume of a trial then waits for a new process. ``--at-once`` limits the trials as Ray's own example
 of BOHB does; by default only the CPUs do.
 
-It ends by itself: with status 0 and the line, or with another, after ``--limit-s`` at the latest. On Linux its Ray ends
-with it even if it is killed.
+It ends by itself: with status 0 and the line, or with another, after ``--limit-s`` at the latest; its Ray ends with it.
+(Killed by SIGKILL on Linux, it leaves its folder, and two helpers of Ray that end by themselves within two minutes.)
 
 Steps are counted in each trial's progress.csv, and must be 1, 2, 3, ... there. ``rows`` is how many of them Ray Tune's
-results know. With fresh actors it is fewer: when a trial goes on, an older copy of its result.json overwrites it.
+results know. It may be fewer: when a trial goes on, an older copy of its result.json may overwrite it.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ os.environ |= {
 import numpy as np
 import ray
 import ray.tune
+from ray._private import worker
 from ray.tune.schedulers import HyperBandForBOHB
 from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.bohb import TuneBOHB
@@ -108,8 +109,10 @@ def versions() -> Mapping[str, str]:
 
 
 def give_up(folder: str, limit_s: int) -> None:
-    """End this process from another thread: the main one may wait in Ray's C++, which minds no exception."""
+    """End Ray and this process from another thread: the main one may wait in Ray's C++, which minds no exception."""
     print(f"bohb_ray.py: not done after {limit_s} s", file=sys.stderr, flush=True)
+    if node := worker._global_node:
+        node.kill_all_processes(check_alive=False, allow_graceful=True)
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(3)
 
@@ -140,7 +143,7 @@ def main() -> None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-            found = run(Path(name), args.trials, args.max_t, args.at_once, not args.fresh_actors, args.seed)
+            found = run(Path(name).absolute(), args.trials, args.max_t, args.at_once, not args.fresh_actors, args.seed)
         finally:
             ray.shutdown()
             limit.cancel()

@@ -36,6 +36,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
+from pickle import PickleBuffer
 from typing import Any
 
 import numpy as np
@@ -299,7 +300,7 @@ class _Digester:
         return self._object(value)
 
     def _kinds(self) -> Iterator[tuple[Any, Callable[[Any], Iterator[Any]]]]:
-        yield (bytes, bytearray), self._bytes
+        yield (bytes, bytearray, PickleBuffer), self._bytes
         yield (set, frozenset), self._set
         yield Enum, self._member
         yield types.ModuleType, self._module
@@ -332,7 +333,7 @@ class _Digester:
 
     def _bytes(self, value: Any) -> Iterator[Any]:
         yield from _opaque(value)
-        yield value
+        yield value.raw() if isinstance(value, PickleBuffer) else value
 
     # ------------------------------------------------------------------------------------- modules and code
 
@@ -386,7 +387,7 @@ class _Digester:
     def _array(self, value: Any) -> Iterator[Any]:
         yield b"array "
         yield self.of([str(value.dtype), list(value.shape)])
-        if value.dtype.hasobject or value.dtype.kind == "T":  # bytes of these are addresses
+        if value.dtype.hasobject:  # its bytes are addresses
             yield self.of(value.tolist())
         elif value.size:
             yield from _slabs(value)
@@ -503,7 +504,7 @@ def _slabs(array: Any) -> Iterator[Any]:
 def _reduced(value: Any) -> Any:
     """The parts that pickle would make the value of, as `object.__reduce_ex__` describes them."""
     reduce = _cloud_pickler().dispatch_table.get(type(value))  # copyreg's are among these
-    return reduce(value) if reduce else value.__reduce_ex__(4)
+    return reduce(value) if reduce else value.__reduce_ex__(5)
 
 
 def _is_importable(value: Any) -> bool:

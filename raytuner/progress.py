@@ -397,7 +397,7 @@ class _Tally:
                 case StopAsked():
                     self.stopping = row.reason
                 case Opened():
-                    self._opened, self.stopping = row.at, None
+                    self._opened = row.at
                 case _:
                     pass
             trial: int | None = getattr(row, "trial", None)

@@ -461,6 +461,7 @@ class Session:
                 self._alarm = threading.Timer(self._rules.grace_s, self._overdue)
                 self._alarm.daemon = True
                 self._alarm.start()
+            self._around.enter()  # for what the function does in its ``finally``
             self._end()
         self._told = False
         self.lease = lease

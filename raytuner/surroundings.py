@@ -21,9 +21,9 @@ class Surroundings:
     """A trial's surroundings in this process. ``enter`` and ``leave`` by turns, ``forget`` at the end, whatever came
     before; each does nothing where there is nothing to do.
 
-    ``folder``: the trial's own; made when it is needed, and after `forget` removed, or another trial's, if nothing is in
-    it. ``chdir``: whether
-    it is the working directory. ``stdout``, ``stderr``: names of files in it; one file where they are equal.
+    ``folder``: the trial's own; made when it is needed, and after `forget` removed, or another trial's, if nothing is
+    in it. ``chdir``: whether it is the working directory. ``stdout``, ``stderr``: names of files in it; one file where
+    they are equal.
     """
 
     def __init__(self, folder: Path, chdir: bool, stdout: str | None, stderr: str | None) -> None:
@@ -113,8 +113,9 @@ class _Spares:
     def keep(self, folder: Path) -> None:
         """This folder is no longer needed, if nothing is in it."""
         with suppress(OSError):
-            if any(os.scandir(folder)):
-                return
+            with os.scandir(folder) as entries:
+                if any(entries):
+                    return
             self.clear()
             self._spare = folder
 

@@ -81,8 +81,6 @@ class _InTrial:
 class Trainable(_InTrial):
     """A trial as a class, as in Ray: implement `setup` and `step`; to be paused, also `save_checkpoint` and
     `load_checkpoint`; to serve one trial after the other without being built anew, also `reset_config`.
-
-    An instance is built in the process that runs the trial, and may be used from several threads, one at a time.
     """
 
     _iteration = 0
@@ -175,9 +173,7 @@ def with_parameters(trainable: Any, /, **parameters: Any) -> Bound | Reserved:
     return Bound(trainable, parameters)
 
 
-def with_resources(
-    trainable: Any, resources: Mapping[str, float] | Callable[[Config], Mapping[str, float]]
-) -> Reserved:
+def with_resources(trainable: Any, resources: Mapping[str, float] | Callable[[Any], Mapping[str, float]]) -> Reserved:
     """Say what each trial reserves: ``{"cpu": 2, "gpu": 0.5, "memory": bytes, "<custom>": amount}``, or a function of
     its configuration that returns this."""
     slot: Slot | Callable[[Config], Slot]
@@ -196,7 +192,7 @@ def with_resources(
 class ResourcesOf:
     """The slot of a configuration, as the user's function says."""
 
-    resources: Callable[[Config], Mapping[str, float]]
+    resources: Callable[[Any], Mapping[str, float]]
 
     def __call__(self, config: Config) -> Slot:
         said = self.resources(_fresh(config))

@@ -302,7 +302,7 @@ def test_it_fits(width: int, height: int) -> None:
         config=lambda trial: {f"parameter_{i}": {"広い": "広" * 50, "list": list(range(1000))} for i in range(20)},
     )
     shown = console(width, height)
-    with stage.shown(shown, slot=Slot(gpu=1.0)):
+    with stage.shown(shown, slot=Slot(gpu=1.0), name="a study with a name that goes on " * 10):
         stage.open()
         stage.fail(0, "long " * 1000)
         for trial in list(stage.leases)[:30]:
@@ -313,7 +313,9 @@ def test_it_fits(width: int, height: int) -> None:
         assert max(map(cell_len, drawing.splitlines())) <= width
     live = drawings(shown)[1].splitlines()
     assert len(live) < height
-    assert sum("→" in line for line in live[1:]) == {60: 11, 24: 6}.get(height, 0)  # the head's arrow is one of them
+    table = [line for line in live if "→" in line]
+    assert len(table) == {60: 11, 24: 6}.get(height, 0)  # the table's head is one of them
+    assert all("configuration" in line or "  広い=広" in line for line in table)
 
 
 def test_four_drawings_a_second_at_most() -> None:
@@ -423,6 +425,7 @@ def test_without_a_metric_or_a_total() -> None:
     assert fact(live, "trials") == "5 over"
     assert fact(live, "time") == "5 s, left: ?"
     assert "best" not in live
+    assert "rungs" not in live  # every trial runs to its own end
     assert "trial  state    step → until  seconds  configuration" in live
 
 
@@ -710,6 +713,7 @@ def test_hostile_text(terminal: bool, width: int) -> None:
         stage.turn(StopAsked(AT, HOSTILE))
         stage.wait(10.0)
     text = text_of(shown)
+    assert "y" * 61 not in text
     for steering in (r"\x1b\[\?25[hl]", r"\r?\x1b\[2K(?:\x1b\[1A\x1b\[2K)*"):  # rich's own, of the live block
         text = re.sub(steering, "", text) if terminal else text
     assert {c for c in text if not c.isprintable()} == {"\n"}
@@ -741,6 +745,32 @@ def test_objects_show_as_they_say() -> None:
     assert text_of(shown).splitlines()[0] == (
         "trial 0 starts: data=<DataFrame 'data' 3f2a91c0>, shy=<Shy>, n=3, on=True, sizes=[0.1235, 2, None], huge=<int>"
     )
+
+
+def test_nested_configurations() -> None:
+    """With all names where there is room, with the last ones in the table."""
+    stage, shown = Stage(config=lambda trial: {"optimizer": {"name": "sgd", "args": {"lr": 0.5}}, "n": 1}), console()
+    with stage.shown(shown):
+        stage.open()
+        stage.end(0)
+        stage.wait(1.0)
+        lines = [line.rstrip() for line in drawings(shown)[-1].splitlines()]
+    assert "          optimizer/name=sgd, optimizer/args/lr=0.5, n=1" in lines
+    assert lines[-1].endswith("  name=sgd, lr=0.5, n=1")
+
+
+def test_a_line_has_an_end() -> None:
+    config = {f"a_parameter_with_a_long_name_{i}": i for i in range(10_000)}
+    stage, shown = Stage(config=lambda trial: config), console(terminal=False)
+    with stage.shown(shown, verbose=3) as bar:
+        stage.open()
+        ledger = stage.study.ledger
+        for until in range(1, 101):
+            bar(stage.study, [Start(ledger.open(Trial(100 + until, {}), until).trial.id, until)], ())
+        stage.wait(6.0)
+    lines = text_of(shown).splitlines()
+    assert max(map(len, lines)) == 4000
+    assert re.findall(r"to (\d+): 1 running", lines[-1]) == [str(until) for until in range(89, 101)]
 
 
 def test_forks_are_told() -> None:

@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -15,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from raytuner.events import Ended, Failed, How
-from raytuner.session import Outbox, Rules, Session, report
-from raytuner.surroundings import Surroundings
+from raytuner.session import Leases, Outbox, Rules, Session, report
+from raytuner.surroundings import Surroundings, clear_spares
 from raytuner.trial import END, Lease, Trial
 
 
@@ -34,6 +35,7 @@ def streams() -> Iterator[None]:
     """Whatever a test does: the streams are the same afterwards, and no file is left open."""
     before, files = (sys.stdout, sys.stderr), open_files()
     yield
+    clear_spares()
     assert (sys.stdout, sys.stderr) == before
     assert open_files() == files
 
@@ -121,10 +123,39 @@ def test_an_empty_folder_goes(tmp_path: Path, home: Path) -> None:
     around.enter()
     assert (tmp_path / "trial").is_dir()
     around.forget()
+    clear_spares()
     assert not (tmp_path / "trial").exists()
     (tmp_path / "trial").mkdir()
     around.forget()
+    clear_spares()
     assert (tmp_path / "trial").exists()  # this one is not ours any more
+
+
+def test_an_empty_folder_becomes_the_next_trials(tmp_path: Path, home: Path) -> None:
+    for name in ("one", "two"):
+        around = Surroundings(tmp_path / name, True, None, None)
+        around.enter()
+        assert Path.cwd() == tmp_path / name
+        assert sorted(os.listdir(tmp_path)) == ["home", name]
+        around.forget()
+    other = Surroundings(tmp_path / "elsewhere" / "three", True, None, None)
+    other.enter()
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "home"]
+    Path("model.pt").write_text("weights")
+    other.forget()
+    clear_spares()
+    assert (tmp_path / "elsewhere" / "three" / "model.pt").exists()
+
+
+def test_an_empty_folder_does_not_take_the_place_of_a_full_one(tmp_path: Path, home: Path) -> None:
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "model.pt").write_text("weights")
+    for name in ("one", "two"):
+        around = Surroundings(tmp_path / name, True, None, None)
+        around.enter()
+        around.forget()
+    assert sorted(os.listdir(tmp_path)) == ["home", "two"]
+    assert os.listdir(tmp_path / "two") == ["model.pt"]
 
 
 def test_an_empty_folder_that_was_there_before_stays(tmp_path: Path, home: Path) -> None:
@@ -278,7 +309,7 @@ def test_to_all_else_the_stream_is_the_original(tmp_path: Path) -> None:
     assert copy.deepcopy(sys.stdout) is sys.stdout
     travels = pickle.dumps(sys.stdout)
     with pytest.raises(AttributeError, match="no_such_thing"):
-        _ = sys.stdout.no_such_thing  # type: ignore[attr-defined]
+        _ = sys.stdout.no_such_thing  # type: ignore[union-attr]
     around.forget()
     assert pickle.loads(travels) is sys.stdout  # the stream of where it arrives
 
@@ -305,16 +336,18 @@ def test_a_session_has_its_surroundings_while_its_code_runs(
             Path("last words").write_text("written when it was unwound")
 
     rules = Rules(tmp_path / "study" / "checkpoints", {}, chdir=True, stdout="log", stderr="log")
-    outbox = Outbox()
-    session = Session(train, lease(until=1), rules, {}, outbox)
-    session.start()
+    outbox, leases = Outbox(), Leases()
+    session = Session(train, lease(until=1), rules, {}, outbox, leases)
+    thread = threading.Thread(target=session.run)
+    thread.start()
     assert last_of(outbox).how is How.REACHED
     assert Path.cwd() == home
-    session.proceed(lease(until=2, attempt=2))
+    leases.add([lease(until=2, attempt=2)])
     assert last_of(outbox).how is How.REACHED
     assert Path.cwd() == home
-    session.unwind()
-    assert session.gone()
+    leases.close()
+    thread.join(30)
+    assert not thread.is_alive()
     assert Path.cwd() == home
     assert (folder / "log").read_text() == "in 000005\nagain in 000005\n"
     assert (folder / "last words").exists()
@@ -329,7 +362,7 @@ def test_a_trial_that_fails_leaves_its_surroundings(
 
     outbox = Outbox()
     rules = Rules(tmp_path / "study" / "checkpoints", {}, chdir=True, stdout="log")
-    Session(train, lease(), rules, {}, outbox).run()
+    Session(train, lease(), rules, {}, outbox, Leases()).run()
     (failed,) = outbox.take()
     assert isinstance(failed, Failed)
     assert Path.cwd() == home
@@ -337,8 +370,9 @@ def test_a_trial_that_fails_leaves_its_surroundings(
 
 def last_of(outbox: Outbox) -> Ended:
     """Wait for the lease's end."""
-    while True:
-        for item in outbox.take(timeout_s=30):
+    while said := outbox.take(timeout_s=30):
+        for item in said:
             if isinstance(item, Ended):
                 return item
             assert not isinstance(item, Failed), item
+    raise TimeoutError("the lease does not end")
