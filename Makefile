@@ -10,7 +10,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench chaos clean
+.PHONY: help install demo test check peers bench chaos clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
@@ -36,7 +36,14 @@ check: install  ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: install  ## measurements beside peers
+peers: .venv/bench/.installed  ## the benchmark's own environment: what Ray's BOHB needs
+
+.venv/bench/.installed: benchmarks/peers.txt constraints.txt .venv/.installed
+	@test -x .venv/bench/bin/python || $(PYTHON) -m venv .venv/bench
+	.venv/bench/bin/python -m pip install --quiet --requirement benchmarks/peers.txt
+	@touch $@
+
+bench: install peers  ## measurements beside peers
 	@set -e; for file in $(sort $(wildcard benchmarks/[a-z]*.py)); do \
 		echo "$$file"; $(BIN)/python "$$file" $(ARGS); done
 

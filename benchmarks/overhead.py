@@ -1,29 +1,38 @@
 """What a study costs on a real Ray, beside Ray Tune, bare actor calls and this disk: ratios from one run.
 
-    python benchmarks/overhead.py [--quick]
+    python benchmarks/overhead.py [--quick] [--profile]
 
 Two logical CPUs, a Ray of its own on loopback, training functions that do nothing but report. Ray Tune runs as it
 comes (its loggers, FIFO, random search), with ``reuse_actors=True``, which raytuner's actors do by themselves.
 
 (a) Trials of one report. Trials per second from the first report to the last, by the clock of the function that makes
     them, so that starting up is left out; the wall time of ``fit()`` has it.
-(b) Reports. Per second from the first report to the last row written to the durable table (a few milliseconds before
-    its fsync returns); for Ray Tune, which never calls fsync, to the last report made. Afterwards all rows must be
-    in the table.
-(c) Between a rung and the next step: how long the report that reaches a rung takes, from its call to its return.
+(b) Four trials that report without pause. Reports per second from the first report to the last row written to the
+    durable table (a few milliseconds before its fsync returns); for Ray Tune, which never calls fsync, to the last
+    report made. Afterwards all rows must be in the table.
+(c) A sweep: 20 trials of up to 27 steps with a checkpoint at each, BOHB with Hyperband, beside Ray's ``TuneBOHB`` with
+    ``HyperBandForBOHB``. These need hpbandster and ConfigSpace, and run in an environment of their own
+    (`bohb_ray.py`, ``make peers``); the ratio is of the wall times of ``fit()``, its processes' cold starts included.
+(d) From a rung to the next step: how long the report that reaches a rung takes, from its call to its return, warm.
     raytuner writes what was said, asks the scheduler (ASHA; here it resumes always), writes the decision, and lets the
     function go on that waits in its warm actor. In Ray Tune each report waits for its controller; its reports of (b).
 
-What it does not show: checkpoints, several machines, searchers that think (`control_plane.py` has those).
+``bar``: what (a) to (c) are meant to reach. With ``--profile``, where the driver's time goes in (a).
+
+What it does not show: several machines, large checkpoints, searchers that think (`control_plane.py` has those).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import cProfile
 import io
+import json
 import logging
 import os
+import pstats
+import subprocess
 import tempfile
 import time
 import warnings
@@ -33,6 +42,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import _toy
 import numpy as np
 import ray
 import ray.tune
@@ -41,25 +51,30 @@ from _common import Disk, console, load, middle, number, percent, print_place, t
 import raytuner
 from raytuner.cluster import local
 from raytuner.journal import read
-from raytuner.schedulers import ASHAScheduler
+from raytuner.schedulers import ASHAScheduler, HyperBandScheduler
+from raytuner.searchers import BOHB
 
 CPUS = 2
-RUNGS = 6  # of ASHA in (c), at 1, 2, 4, ... steps; a trial is done at 2**RUNGS
+REPORTERS = 4  # trials of (b), each with half a CPU
+TOY_TRIALS, TOY_STEPS = 20, 27  # of (c)
+RUNGS = 6  # of ASHA in (d), at 1, 2, 4, ... steps; a trial is done at 2**RUNGS
+HERE = Path(__file__).parent
+PEERS = HERE.parent / ".venv" / "bench" / "bin" / "python"
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """How much of everything. ``ray_*``: for Ray Tune."""
 
-    trials: int = 300
-    ray_trials: int = 40
-    reports: int = 5_000  # of each of two trials
-    ray_reports: int = 200
-    climbers: int = 30  # trials of (c)
-    rounds: int = 3  # of (a) and (b)
+    trials: int = 1_000
+    ray_trials: int = 300
+    reports: int = 25_000  # of each trial of (b)
+    ray_reports: int = 1_000
+    climbers: int = 30  # trials of (d)
+    rounds: int = 3  # of (a) to (c)
 
 
-QUICK = Sizes(trials=60, ray_trials=20, reports=2_000, ray_reports=60, climbers=10, rounds=1)
+QUICK = Sizes(trials=300, ray_trials=60, reports=10_000, ray_reports=100, climbers=10, rounds=1)
 
 
 def speaker(say: Callable[[Mapping[str, Any]], None], reports: int) -> Callable[[Mapping[str, Any]], None]:
@@ -112,14 +127,16 @@ class Run:
         return float(1e3 * np.quantile(self.waited_s[told], share))
 
 
-def run_raytuner(folder: Path, name: str, trials: int, reports: int, most: int = CPUS, asha: bool = False) -> Run:
+def run_raytuner(
+    folder: Path, name: str, trials: int, reports: int, most: int = CPUS, cpu: float = 1.0, asha: bool = False
+) -> Run:
     """Run a study and read it back from the disk; raises unless every report is there, once.
 
-    ``most``: trials at a time. With ``asha``, ``reports`` is how many a trial makes at most.
+    ``most``: trials at a time, of ``cpu`` each. With ``asha``, ``reports`` is how many a trial makes at most.
     """
     scheduler = ASHAScheduler(max_t=2**RUNGS, grace_period=1, reduction_factor=2) if asha else None
     tuner = raytuner.Tuner(
-        speaker(raytuner.report, reports),
+        raytuner.with_resources(speaker(raytuner.report, reports), {"cpu": cpu}),
         param_space={"x": raytuner.uniform(0.0, 1e-9)},
         tune_config=raytuner.TuneConfig(
             metric="loss", mode="min", num_samples=trials, scheduler=scheduler, max_concurrent_trials=most, seed=0
@@ -140,10 +157,10 @@ def run_raytuner(folder: Path, name: str, trials: int, reports: int, most: int =
     return Run(wall_s, *(rows[each].to_numpy() for each in ("step", "said_at", "waited_s")), last_at)
 
 
-def run_ray(folder: Path, name: str, trials: int, reports: int) -> Run:
+def run_ray(folder: Path, name: str, trials: int, reports: int, cpu: float = 1.0) -> Run:
     """The same with Ray Tune."""
     tuner = ray.tune.Tuner(
-        speaker(ray.tune.report, reports),
+        ray.tune.with_resources(speaker(ray.tune.report, reports), {"cpu": cpu}),
         param_space={"x": ray.tune.uniform(0.0, 1e-9)},
         tune_config=ray.tune.TuneConfig(metric="loss", mode="min", num_samples=trials, reuse_actors=True),
         run_config=ray.tune.RunConfig(name=name, storage_path=str(folder), verbose=0),
@@ -160,6 +177,45 @@ def run_ray(folder: Path, name: str, trials: int, reports: int) -> Run:
         for each in ("training_iteration", "said_at", "waited_s")
     )
     return Run(wall_s, step, said_at, waited_s, float(said_at.max()))
+
+
+def toy_raytuner(folder: Path, name: str, seed: int) -> float:
+    """(c): seconds that `fit` takes."""
+    tuner = raytuner.Tuner(
+        _toy.trainer(raytuner, TOY_STEPS),
+        param_space=_toy.space(raytuner),
+        tune_config=raytuner.TuneConfig(
+            metric="loss",
+            mode="min",
+            num_samples=TOY_TRIALS,
+            search_alg=BOHB(),
+            scheduler=HyperBandScheduler(max_t=TOY_STEPS),
+            seed=seed,
+        ),
+        run_config=raytuner.RunConfig(
+            name=name, storage_path=folder, verbose=0, runtime_env={"env_vars": {"PYTHONPATH": str(HERE)}}
+        ),
+    )
+    begun = time.perf_counter()
+    results = tuner.fit()
+    wall_s = time.perf_counter() - begun
+    assert (len(results), results.num_errors) == (TOY_TRIALS, 0)
+    assert results.get_best_result().metrics["training_iteration"] == TOY_STEPS
+    return wall_s
+
+
+def toy_ray(folder: Path, seed: int) -> float | None:
+    """The same with Ray Tune, in its own environment and on its own Ray; None if that environment is not there."""
+    if not PEERS.exists():
+        return None
+    command = [str(PEERS), str(HERE / "bohb_ray.py"), "--seed", str(seed), "--folder", str(folder)]
+    command += ["--trials", str(TOY_TRIALS), "--max-t", str(TOY_STEPS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    found = json.loads(done.stdout)
+    assert (found["trials"], found["errors"]) == (TOY_TRIALS, 0), found
+    return float(found["wall_s"])
 
 
 class Bare:
@@ -196,47 +252,61 @@ class _Echo:
 def measure(sizes: Sizes, folder: Path) -> None:
     bare = Bare(folder)
     one, ray_one, many, ray_many = ([] for _ in range(4))
+    toys: list[float] = []
+    ray_toys: list[float | None] = []
+    half = CPUS / REPORTERS
     for place in range(sizes.rounds):
         bare.measure()
         one.append(run_raytuner(folder, f"a-{place}", sizes.trials, 1))
         bare.measure()
         ray_one.append(run_ray(folder, f"a-ray-{place}", sizes.ray_trials, 1))
         bare.measure()
-        many.append(run_raytuner(folder, f"b-{place}", 2, sizes.reports))
+        many.append(run_raytuner(folder, f"b-{place}", REPORTERS, sizes.reports, REPORTERS, half))
         bare.measure()
-        ray_many.append(run_ray(folder, f"b-ray-{place}", 2, sizes.ray_reports))
+        ray_many.append(run_ray(folder, f"b-ray-{place}", REPORTERS, sizes.ray_reports, half))
+        bare.measure()
+        toys.append(toy_raytuner(folder, f"c-{place}", place))
+        ray_toys.append(toy_ray(folder, place))
     bare.measure()
     climbs = {
-        most: run_raytuner(folder, f"c-{most}", sizes.climbers, 2**RUNGS, most=most, asha=True) for most in (1, 2)
+        most: run_raytuner(folder, f"d-{most}", sizes.climbers, 2**RUNGS, most=most, asha=True) for most in (1, 2)
     }
     bare.measure()
+    calls, fsyncs = median(bare.calls), median(bare.fsyncs)
 
-    def row(name: str, ours: Sequence[Run], theirs: Sequence[Run], figure: Callable[[Run], float]) -> None:
-        shown.add_row(name, *beside([figure(run) for run in ours], [figure(run) for run in theirs]))
+    def row(
+        name: str, ours: Sequence[Run], theirs: Sequence[Run], figure: Callable[[Run], float], bar: str = ""
+    ) -> None:
+        shown.add_row(name, *beside([figure(run) for run in ours], [figure(run) for run in theirs]), bar)
 
     def walls(ours: Sequence[Run], theirs: Sequence[Run]) -> None:
         """Without a ratio: the numbers of trials and reports differ."""
-        shown.add_row("fit(), wall s", *(middle([run.wall_s for run in runs]) for runs in (ours, theirs)), "")
+        shown.add_row("fit(), wall s", *(middle([run.wall_s for run in runs]) for runs in (ours, theirs)), "", "")
 
-    shown = table("Overhead, on 2 logical CPUs; ratio: raytuner / ray.tune", "", "raytuner", "ray.tune", "ratio")
-    shown.add_row("(a) trials of one report", f"{sizes.trials:,} trials", f"{sizes.ray_trials:,} trials", "")
-    row("trials/s, first report to last", one, ray_one, lambda run: run.trials_per_s)
+    shown = table("Overhead, on 2 logical CPUs; ratio: raytuner / ray.tune", "", "raytuner", "ray.tune", "ratio", "bar")
+    shown.add_row("(a) trials of one report", f"{sizes.trials:,} trials", f"{sizes.ray_trials:,} trials", "", "")
+    row("trials/s, first report to last", one, ray_one, lambda run: run.trials_per_s, "25")
     rates = [median([run.trials_per_s for run in runs]) for runs in (one, ray_one)]
-    calls, fsyncs = median(bare.calls), median(bare.fsyncs)
-    shown.add_row("... of bare sequential actor calls/s", *(percent(rate, calls) for rate in rates), "")
-    shown.add_row("... of this disk's fsyncs/s", percent(rates[0], fsyncs), "no fsync", "")
+    shown.add_row("... of bare sequential actor calls/s", *(percent(rate, calls) for rate in rates), "", "30 %")
+    shown.add_row("... of this disk's fsyncs/s", percent(rates[0], fsyncs), "no fsync", "", "")
     walls(one, ray_one)
     row("fit() without first report to last, s", one, ray_one, lambda run: run.around_s)
     shown.add_section()
-    shown.add_row("(b) reports", f"2 x {sizes.reports:,}", f"2 x {sizes.ray_reports:,}", "")
-    row("reports/s", many, ray_many, lambda run: run.reports_per_s)
+    heads = (f"{REPORTERS} x {reports:,}" for reports in (sizes.reports, sizes.ray_reports))
+    shown.add_row("(b) reports", *heads, "", "")
+    row("reports/s", many, ray_many, lambda run: run.reports_per_s, "100")
     rows = f"{len(many[0].step):,}, all", f"{len(ray_many[0].step):,}, no fsync"
-    shown.add_row("rows on the disk afterwards", *rows, "")
+    shown.add_row("rows on the disk afterwards", *rows, "", "all")
     walls(many, ray_many)
     row("a report() takes, us, p50", many, ray_many, lambda run: 1e3 * run.report_ms(0.5))
     shown.add_section()
+    shown.add_row("(c) BOHB with Hyperband", f"{TOY_TRIALS} trials, to {TOY_STEPS}", "the same", "times faster", "")
+    found = [wall_s for wall_s in ray_toys if wall_s is not None]
+    theirs = [middle(found), number(median(found) / median(toys))] if found else ["make peers", "not measured"]
+    shown.add_row("fit(), wall s", middle(toys), *theirs, "15")
+    shown.add_section()
     shown.add_row(
-        "(c) from a rung to the next step", f"ASHA, {sizes.climbers} trials", "reports of (b)", "ratio to the floor"
+        "(d) from a rung to the next step", f"ASHA, {sizes.climbers} trials", "reports of (b)", "ratio to the floor", ""
     )
     rungs = [2**rung for rung in range(RUNGS)]
     for most, run in climbs.items():
@@ -247,14 +317,28 @@ def measure(sizes: Sizes, folder: Path) -> None:
                 number(ours),
                 middle([each.report_ms(share) for each in ray_many]) if most == 2 else "",
                 f"{number(ours / floor)} ({number(floor)} ms)",
+                "",
             )
     console.print(shown)
     console.print(f"Bare sequential actor calls/s: {middle(bare.calls)}. Fsyncs/s of this disk: {middle(bare.fsyncs)}.")
     console.print(
         f"Medians (least to most) of {sizes.rounds} round{'s' * (sizes.rounds > 1)}, and of {len(bare.calls)} "
-        "measurements of the bare ones between the runs. Floor of (c): an actor call and two fsyncs, at the same "
+        "measurements of the bare ones between the runs. Floor of (d): an actor call and two fsyncs, at the same "
         f"quantile. Afterwards: {load()}."
     )
+
+
+def profile(sizes: Sizes, folder: Path) -> None:
+    """Where the driver's own time goes in (a); the profiler slows it down by about a half."""
+    profiler = cProfile.Profile()
+    profiler.enable()
+    run = run_raytuner(folder, "profile", sizes.trials, 1)
+    profiler.disable()
+    out = io.StringIO()
+    pstats.Stats(profiler, stream=out).sort_stats("tottime").print_stats(25)
+    lines = [line.replace(str(HERE.parent) + "/", "") for line in out.getvalue().splitlines() if line.strip()]
+    console.print(f"(a) under the profiler: {number(run.trials_per_s)} trials/s")
+    console.print("\n".join(line[:108] for line in lines), markup=False)
 
 
 def beside(ours: Sequence[float], theirs: Sequence[float]) -> list[str]:
@@ -265,6 +349,7 @@ def beside(ours: Sequence[float], theirs: Sequence[float]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer trials and reports")
+    parser.add_argument("--profile", action="store_true", help="also show where the driver's time goes")
     parser.add_argument("--folder", type=Path, help="on the disk to be measured (default: that of temporary files)")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -274,7 +359,10 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory(dir=args.folder, prefix="raytuner-bench-") as name:
             print_place(Path(name), ("raytuner", "ray", "pyarrow", "numpy"))
-            measure(QUICK if args.quick else Sizes(), Path(name))
+            sizes = QUICK if args.quick else Sizes()
+            measure(sizes, Path(name))
+            if args.profile:
+                profile(sizes, Path(name))
     finally:
         ray.shutdown()
 

@@ -86,7 +86,7 @@ class Trainable(_InTrial):
     _iteration = 0
 
     def __init__(self, config: Config | None = None) -> None:
-        self.config: dict[str, Any] = _fresh(config or {})
+        self.config: dict[str, Any] = dict(config or {})
         self._raytuner_context = _context()
         self.setup(_fresh(self.config))
 

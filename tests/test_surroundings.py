@@ -9,6 +9,7 @@ import os
 import pickle
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -370,8 +371,9 @@ def test_a_trial_that_fails_leaves_its_surroundings(
 
 def last_of(outbox: Outbox) -> Ended:
     """Wait for the lease's end."""
-    while said := outbox.take(timeout_s=30):
-        for item in said:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for item in outbox.take(timeout_s=30):
             if isinstance(item, Ended):
                 return item
             assert not isinstance(item, Failed), item

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -64,8 +65,9 @@ class Actor:
         source = trial if donor < 0 else donor
         self._leases.add([Lease(Trial(trial, config or {}), self._attempts, until, checkpoint, source, 0, 0.0, 0)])
         self.reports = []
-        while said := self.outbox.take(timeout_s=30):
-            for item in said:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            for item in self.outbox.take(timeout_s=30):
                 if isinstance(item, Ended | Failed):
                     return item
                 self.reports += list(item)
@@ -513,6 +515,7 @@ def test_a_dict_of_plain_values_is_kept_as_json(hire: Hire, saved: dict[str, Any
         {"set": {1, 2}},
         {"deep": [[{"bytes": b"\x00"}]]},
         {"huge": 10**5000},
+        {"least": math.inf},
     ],
 )
 def test_a_dict_of_other_values_is_kept_as_a_pickle(hire: Hire, saved: dict[Any, Any]) -> None:

@@ -15,9 +15,11 @@ import ray
 
 import raytuner as tune
 from raytuner.events import Ended, Event, Failed, How, Reported, Slots
-from raytuner.executors.ray_actors import NoActors, NoResources, RayActors, slots_in
+from raytuner.executors.ray_actors import NoActors, RayActors
+from raytuner.executors.room import NoResources, slots_in
 from raytuner.session import Rules
 from raytuner.trial import END, Failure, Lease, Slot, Trial
+from raytuner.work import Work
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(180)]
 
@@ -30,7 +32,7 @@ def lease(trial: int, until: int, attempt: int = 1, checkpoint: int | None = Non
 def actors(
     train: Callable[[Any], Any], folder: Path, slots: int = 1, slot: Slot | None = None, **rules: Any
 ) -> Iterator[RayActors]:
-    executor = RayActors(train, Rules(folder / "checkpoints", **{"stop": {}, **rules}), slot or Slot(), slots)
+    executor = RayActors(Work(train), Rules(folder / "checkpoints", **{"stop": {}, **rules}), slot or Slot(), slots)
     try:
         until(executor, lambda event: event == Slots(event.at, slots))
         yield executor
@@ -327,9 +329,9 @@ def test_gpus_are_shared_or_not_as_asked(gpu: float, slots: int, on: list[str], 
 
 def test_what_the_cluster_can_never_give_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(NoResources, match="GPU: 3 wanted, 2 there"):
-        RayActors(count, Rules(tmp_path, {}), Slot(gpu=3), None)
+        RayActors(Work(count), Rules(tmp_path, {}), Slot(gpu=3), None)
     with pytest.raises(NoResources, match="tpu: 1 wanted, 0 there"):
-        RayActors(count, Rules(tmp_path, {}), Slot(custom={"tpu": 1}), None)
+        RayActors(Work(count), Rules(tmp_path, {}), Slot(custom={"tpu": 1}), None)
 
 
 def test_as_many_slots_as_the_cluster_holds() -> None:
