@@ -9,7 +9,7 @@ each start and each resume of a trial then waits for a new process. ``--at-once`
 of BOHB does; by default only the CPUs do.
 
 It ends by itself: with status 0 and the line, or with another, after ``--limit-s`` at the latest; its Ray ends with it.
-(Killed by SIGKILL on Linux, it leaves its folder, and two helpers of Ray that end by themselves within two minutes.)
+(Killed by SIGKILL on Linux, it leaves its folder, and perhaps helpers of Ray that end by themselves, minutes later.)
 
 Steps are counted in each trial's progress.csv, and must be 1, 2, 3, ... there. ``rows`` is how many of them Ray Tune's
 results know. It may be fewer: when a trial goes on, an older copy of its result.json may overwrite it.

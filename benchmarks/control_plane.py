@@ -47,7 +47,7 @@ from raytuner.searchers import BOHB, RandomSearch
 from raytuner.segments import read_segment
 from raytuner.space import Space, choice, loguniform, randint, uniform
 from raytuner.study import Study
-from raytuner.trial import Lease, Trial
+from raytuner.trial import Lease, Reports, Trial
 
 SPACE = {
     "lr": loguniform(1e-5, 1.0),

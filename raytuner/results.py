@@ -291,7 +291,7 @@ def _last_rows(reports: pa.Table) -> dict[int, Metrics]:
     for row, (trial, step) in enumerate(zip(reports["trial"].to_pylist(), reports["step"].to_pylist(), strict=True)):
         if trial not in highest or step > highest[trial][0]:
             highest[trial] = step, row
-    return {trial: _metrics(reports, row) for trial, (_, row) in highest.items()}
+    return _metrics(reports, {trial: row for trial, (_, row) in highest.items()})
 
 
 def _best_rows(reports: pa.Table, objective: Objective) -> dict[str, Metrics]:
@@ -304,13 +304,18 @@ def _best_rows(reports: pa.Table, objective: Objective) -> dict[str, Metrics]:
             continue
         if trial not in best or objective.better(value, best[trial][0]):
             best[trial] = value, row
-    return {str(trial): _metrics(reports, row) for trial, (_, row) in best.items()}
+    found = _metrics(reports, {trial: row for trial, (_, row) in best.items()})
+    return {str(trial): metrics for trial, metrics in found.items()}
 
 
-def _metrics(reports: pa.Table, row: int) -> Metrics:
-    found = reports.slice(row, 1).to_pylist()[0]
-    ours = REPORTS.names
-    return {name.removeprefix(METRIC): value for name, value in found.items() if name not in ours and value is not None}
+def _metrics(reports: pa.Table, rows: Mapping[int, int]) -> dict[int, Metrics]:
+    """The metrics of one row for each trial."""
+    names = {name: name.removeprefix(METRIC) for name in reports.column_names if name not in REPORTS.names}
+    found = reports.select(list(names)).take(pa.array(rows.values(), pa.int64())).to_pylist()
+    return {
+        trial: {names[name]: value for name, value in row.items() if value is not None}
+        for trial, row in zip(rows, found, strict=True)
+    }
 
 
 def _worse(value: float, mode: str) -> tuple[bool, float]:

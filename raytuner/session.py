@@ -60,7 +60,7 @@ class Rules:
     time_attr: str = "training_iteration"
     checkpoint_every: int = 0
     grace_s: float = 10.0
-    objective: Objective = Objective(None)
+    objective: Objective = field(default_factory=lambda: Objective(None))
     checkpoint_at_end: bool = False
     chdir: bool = False
     stdout: str | None = None

@@ -24,7 +24,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from raytuner.actor import TrialActor
 from raytuner.events import Ended, Event, Failed, How, Reported, Slots
-from raytuner.executors.room import NoResources, fits_beside, slots_in, wants
+from raytuner.executors.room import fits_beside, slots_in, wants
 from raytuner.session import Item, Rules
 from raytuner.trial import Config, Failure, Lease, Reports, Slot
 from raytuner.work import Work
