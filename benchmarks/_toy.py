@@ -1,7 +1,7 @@
 """The toy that BOHB and Hyperband tune in the benchmarks: one search space, loss and training function for both sides.
 
 ``tune`` is the library that asks, ``raytuner`` or ``ray.tune``: the names used here are the same in both. This imports
-neither, for Ray's side runs in an environment of its own (`bohb_ray.py`).
+neither, for Ray's side runs in an environment of its own (`_bohb_ray.py`).
 """
 
 from __future__ import annotations

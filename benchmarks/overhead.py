@@ -12,7 +12,7 @@ comes (its loggers, FIFO, random search), with ``reuse_actors=True``, which rayt
     report made. Afterwards all rows must be in the table.
 (c) A sweep: 20 trials of up to 27 steps with a checkpoint at each, BOHB with Hyperband, beside Ray's ``TuneBOHB`` with
     ``HyperBandForBOHB``. These need hpbandster and ConfigSpace, and run in an environment of their own
-    (`bohb_ray.py`, ``make peers``); the ratio is of the wall times of ``fit()``, its processes' cold starts included.
+    (`_bohb_ray.py`, ``make peers``); the ratio is of the wall times of ``fit()``, its processes' cold starts included.
 (d) From a rung to the next step: how long the report that reaches a rung takes, from its call to its return, warm.
     raytuner writes what was said, asks the scheduler (ASHA; here it resumes always), writes the decision, and lets the
     function go on that waits in its warm actor. In Ray Tune each report waits for its controller; its reports of (b).
@@ -208,7 +208,7 @@ def toy_ray(folder: Path, seed: int) -> float | None:
     """The same with Ray Tune, in its own environment and on its own Ray; None if that environment is not there."""
     if not PEERS.exists():
         return None
-    command = [str(PEERS), str(HERE / "bohb_ray.py"), "--seed", str(seed), "--folder", str(folder)]
+    command = [str(PEERS), str(HERE / "_bohb_ray.py"), "--seed", str(seed), "--folder", str(folder)]
     command += ["--trials", str(TOY_TRIALS), "--max-t", str(TOY_STEPS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     if done.returncode:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from raytuner.events import Ended, How
 
@@ -66,6 +66,6 @@ class Watch:
             raise
 
 
-def is_rule(stop: object) -> bool:
+def is_rule(stop: object) -> TypeGuard[StopRule]:
     """Whether this is a stop rule that is code."""
     return callable(stop) and not isinstance(stop, type | Mapping)

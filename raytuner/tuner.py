@@ -77,13 +77,17 @@ class TuneConfig:
         _whole("num_samples", self.num_samples, least=1, or_else=-1)
         _whole("max_concurrent_trials", self.max_concurrent_trials, least=1, or_else=None)
         _whole("seed", self.seed, least=0, or_else=None)
-        if isinstance(self.time_budget_s, timedelta):
-            object.__setattr__(self, "time_budget_s", self.time_budget_s.total_seconds())
         if self.time_budget_s is not None:
-            _seconds("time_budget_s", self.time_budget_s)
+            _seconds("time_budget_s", self.budget_s)
         _bool("chdir_to_trial_dir", self.chdir_to_trial_dir)
         _has_build("search_alg", self.search_alg, SEARCHERS)
         _has_build("scheduler", self.scheduler, SCHEDULERS)
+
+    @property
+    def budget_s(self) -> float | None:
+        """`time_budget_s` in seconds."""
+        budget = self.time_budget_s
+        return budget.total_seconds() if isinstance(budget, timedelta) else budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,19 +193,16 @@ class Tuner:
         run_config: RunConfig | None = None,
         executor: str = "ray",
     ) -> None:
-        self._slot: Slot | Callable[[Config], Slot] = Slot()
-        if isinstance(trainable, Reserved):
-            trainable, self._slot = trainable.train, trainable.slot
-        parameters: Mapping[str, Any] = {}
-        if isinstance(trainable, Bound):
-            trainable, parameters = trainable.trainable, trainable.parameters
         check(trainable)
+        reserved = trainable if isinstance(trainable, Reserved) else Reserved(trainable, Slot())
+        bound = reserved.train if isinstance(reserved.train, Bound) else Bound(reserved.train, {})
         if executor not in EXECUTORS:
             raise ValueError(f"executor must be one of {', '.join(map(repr, EXECUTORS))}, got {executor!r}")
         self._inline = executor == "inline"
-        self._train = trainable
+        self._train = bound.trainable
+        self._slot = reserved.slot
         self._space = param_space if isinstance(param_space, Space) else Space(param_space or {})
-        self._work = Work(trainable, parameters, getattr(self._space, "objects", {}))
+        self._work = Work(self._train, bound.parameters, self._space.objects)
         self._run = run_config or RunConfig()
         config = tune_config or TuneConfig()
         self._scheduler = config.scheduler or FIFOScheduler()
@@ -213,12 +214,12 @@ class Tuner:
             raise ValueError(
                 f"metric must be given: {type(self._scheduler).__name__} cannot compare trials without one"
             )
-        if self._run.checkpoint_config.checkpoint_at_end and not isinstance(trainable, type):
+        if self._run.checkpoint_config.checkpoint_at_end and not isinstance(self._train, type):
             raise ValueError("checkpoint_at_end is for class trainables; a function reports its last checkpoint itself")
         self._config = config
         self._searcher.build(self._space, 0)  # a searcher that cannot search this space says so now
         storage = Path(self._run.storage_path or _STORAGE).expanduser().absolute()
-        name = self._run.name or f"{name_of(trainable)}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+        name = self._run.name or f"{name_of(self._train)}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
         self._folder = Folder(storage / name)
 
     def fit(self) -> ResultGrid:
@@ -282,7 +283,7 @@ class Tuner:
 
         study = self._study(seed)
         clock = _Clock()
-        budget = None if self._config.time_budget_s is None else TimeBudget(self._config.time_budget_s)
+        budget = None if self._config.budget_s is None else TimeBudget(self._config.budget_s)
         progress = Progress(
             self._folder.name,
             study,
@@ -309,6 +310,7 @@ class Tuner:
             return executor.serve(drive) if isinstance(executor, Inline) else drive()
 
     def _executor(self) -> RayActors | Inline:
+        at_end = self._run.checkpoint_config.checkpoint_at_end
         rules = Rules(
             self._folder.checkpoints,
             dict(self._run.stop) if isinstance(self._run.stop, Mapping) else {},
@@ -316,7 +318,7 @@ class Tuner:
             self._run.checkpoint_config.checkpoint_frequency,
             self._run.stop_grace_s,
             self._objective,
-            self._run.checkpoint_config.checkpoint_at_end,
+            isinstance(self._train, type) if at_end is None else at_end,  # as in Ray
             self._config.chdir_to_trial_dir,
             *self._run.log_files,
             slot=self._slot if isinstance(self._slot, Slot) else Slot(),
@@ -493,7 +495,7 @@ class Tuner:
             "failure_config": asdict(self._run.failure_config),
             "checkpoint_config": asdict(self._run.checkpoint_config),
             "max_concurrent_trials": self._config.max_concurrent_trials,
-            "time_budget_s": self._config.time_budget_s,
+            "time_budget_s": self._config.budget_s,
             "chdir_to_trial_dir": self._config.chdir_to_trial_dir,
             "resources": _resources(self._slot),
         }

@@ -114,12 +114,12 @@ class RayActors:
                 self._events.append(Ended(time.time(), trial, attempt, How.UNWOUND, 0, 0.0, {}))
                 return
         for worker in self._workers:
-            lease = next((each for each in worker.leases if (each.trial.id, each.attempt) == (trial, attempt)), None)
-            if lease is not None and lease in worker.unsent:
-                worker.unsent.remove(lease)
-                worker.leases.remove(lease)
+            out = next((each for each in worker.leases if (each.trial.id, each.attempt) == (trial, attempt)), None)
+            if out is not None and out in worker.unsent:
+                worker.unsent.remove(out)
+                worker.leases.remove(out)
                 self._events.append(Ended(time.time(), trial, attempt, How.UNWOUND, 0, 0.0, {}))
-            elif lease is not None:
+            elif out is not None:
                 worker.actor.unwind.remote(trial, attempt)
                 self._deadlines[trial, attempt] = time.monotonic() + self._grace_s
             elif worker.parked == trial:

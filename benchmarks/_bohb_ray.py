@@ -1,6 +1,6 @@
 """Ray Tune's BOHB and Hyperband on the toy of `_toy.py`; prints one line of JSON and nothing else to stdout.
 
-    .venv/bench/bin/python benchmarks/bohb_ray.py [--trials 20] [--max-t 27] [--folder FOLDER]
+    .venv/bench/bin/python benchmarks/_bohb_ray.py [--trials 20] [--max-t 27] [--folder FOLDER]
 
 The other half of a benchmark, which starts it as a process: ``TuneBOHB`` needs hpbandster and ConfigSpace, which belong
 into an environment of their own (`peers.txt`; raytuner is not in it). Ray Tune runs as it comes, on a Ray of its own,
@@ -110,7 +110,7 @@ def versions() -> Mapping[str, str]:
 
 def give_up(folder: str, limit_s: int) -> None:
     """End Ray and this process from another thread: the main one may wait in Ray's C++, which minds no exception."""
-    print(f"bohb_ray.py: not done after {limit_s} s", file=sys.stderr, flush=True)
+    print(f"_bohb_ray.py: not done after {limit_s} s", file=sys.stderr, flush=True)
     if node := worker._global_node:
         node.kill_all_processes(check_alive=False, allow_graceful=True)
     shutil.rmtree(folder, ignore_errors=True)
