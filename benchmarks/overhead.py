@@ -13,6 +13,7 @@ comes (its loggers, FIFO, random search), with ``reuse_actors=True``, which rayt
 (c) A sweep: 20 trials of up to 27 steps with a checkpoint at each, BOHB with Hyperband, beside Ray's ``TuneBOHB`` with
     ``HyperBandForBOHB``. These need hpbandster and ConfigSpace, and run in an environment of their own
     (`_bohb_ray.py`, ``make peers``); the ratio is of the wall times of ``fit()``, its processes' cold starts included.
+    Ray Tune's default is ``reuse_actors=False``: then each start and each resume of a trial waits for a new process.
 (d) From a rung to the next step: how long the report that reaches a rung takes, from its call to its return, warm.
     raytuner writes what was said, asks the scheduler (ASHA; here it resumes always), writes the decision, and lets the
     function go on that waits in its warm actor. In Ray Tune each report waits for its controller; its reports of (b).
@@ -72,9 +73,10 @@ class Sizes:
     ray_reports: int = 1_000
     climbers: int = 30  # trials of (d)
     rounds: int = 3  # of (a) to (c)
+    fresh: bool = True  # whether (c) is also run with Ray Tune's default, which takes minutes
 
 
-QUICK = Sizes(trials=300, ray_trials=60, reports=10_000, ray_reports=100, climbers=10, rounds=1)
+QUICK = Sizes(trials=300, ray_trials=60, reports=10_000, ray_reports=100, climbers=10, rounds=1, fresh=False)
 
 
 def speaker(say: Callable[[Mapping[str, Any]], None], reports: int) -> Callable[[Mapping[str, Any]], None]:
@@ -179,8 +181,16 @@ def run_ray(folder: Path, name: str, trials: int, reports: int, cpu: float = 1.0
     return Run(wall_s, step, said_at, waited_s, float(said_at.max()))
 
 
-def toy_raytuner(folder: Path, name: str, seed: int) -> float:
-    """(c): seconds that `fit` takes."""
+@dataclass(frozen=True, slots=True)
+class Toy:
+    """A sweep of (c): seconds that ``fit()`` takes, and how many steps were trained."""
+
+    wall_s: float
+    steps: int
+
+
+def toy_raytuner(folder: Path, name: str, seed: int) -> Toy:
+    """(c) with raytuner."""
     tuner = raytuner.Tuner(
         _toy.trainer(raytuner, TOY_STEPS),
         param_space=_toy.space(raytuner),
@@ -201,21 +211,21 @@ def toy_raytuner(folder: Path, name: str, seed: int) -> float:
     wall_s = time.perf_counter() - begun
     assert (len(results), results.num_errors) == (TOY_TRIALS, 0)
     assert results.get_best_result().metrics["training_iteration"] == TOY_STEPS
-    return wall_s
+    return Toy(wall_s, results.to_arrow("reports").num_rows)
 
 
-def toy_ray(folder: Path, seed: int) -> float | None:
+def toy_ray(folder: Path, seed: int, *more: str) -> Toy | None:
     """The same with Ray Tune, in its own environment and on its own Ray; None if that environment is not there."""
     if not PEERS.exists():
         return None
-    command = [str(PEERS), str(HERE / "_bohb_ray.py"), "--seed", str(seed), "--folder", str(folder)]
+    command = [str(PEERS), str(HERE / "_bohb_ray.py"), "--seed", str(seed), "--folder", str(folder), *more]
     command += ["--trials", str(TOY_TRIALS), "--max-t", str(TOY_STEPS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     found = json.loads(done.stdout)
     assert (found["trials"], found["errors"]) == (TOY_TRIALS, 0), found
-    return float(found["wall_s"])
+    return Toy(found["wall_s"], found["steps"])
 
 
 class Bare:
@@ -252,8 +262,8 @@ class _Echo:
 def measure(sizes: Sizes, folder: Path) -> None:
     bare = Bare(folder)
     one, ray_one, many, ray_many = ([] for _ in range(4))
-    toys: list[float] = []
-    ray_toys: list[float | None] = []
+    toys: list[Toy] = []
+    ray_toys: list[Toy | None] = []
     half = CPUS / REPORTERS
     for place in range(sizes.rounds):
         bare.measure()
@@ -267,6 +277,7 @@ def measure(sizes: Sizes, folder: Path) -> None:
         bare.measure()
         toys.append(toy_raytuner(folder, f"c-{place}", place))
         ray_toys.append(toy_ray(folder, place))
+    fresh = toy_ray(folder, 0, "--fresh-actors") if sizes.fresh else None
     bare.measure()
     climbs = {
         most: run_raytuner(folder, f"d-{most}", sizes.climbers, 2**RUNGS, most=most, asha=True) for most in (1, 2)
@@ -301,9 +312,17 @@ def measure(sizes: Sizes, folder: Path) -> None:
     row("a report() takes, us, p50", many, ray_many, lambda run: 1e3 * run.report_ms(0.5))
     shown.add_section()
     shown.add_row("(c) BOHB with Hyperband", f"{TOY_TRIALS} trials, to {TOY_STEPS}", "the same", "times faster", "")
-    found = [wall_s for wall_s in ray_toys if wall_s is not None]
-    theirs = [middle(found), number(median(found) / median(toys))] if found else ["make peers", "not measured"]
-    shown.add_row("fit(), wall s", middle(toys), *theirs, "15")
+    for name, theirs, bar in (
+        ("fit(), wall s", [toy for toy in ray_toys if toy], ""),
+        ("... beside its default, new actors", [fresh] if fresh else [], "15"),
+    ):
+        figures = ["not measured", ""]
+        if theirs:
+            walls_s = [toy.wall_s for toy in theirs]
+            figures = [middle(walls_s), number(median(walls_s) / median([toy.wall_s for toy in toys]))]
+        shown.add_row(name, middle([toy.wall_s for toy in toys]), *figures, bar)
+    both = [middle([toy.steps for toy in of if toy]) if any(of) else "" for of in (toys, ray_toys)]
+    shown.add_row("steps trained", *both, "", "")
     shown.add_section()
     shown.add_row(
         "(d) from a rung to the next step", f"ASHA, {sizes.climbers} trials", "reports of (b)", "ratio to the floor", ""

@@ -15,13 +15,19 @@ def connect() -> None:
 
     A connection that exists is kept. Otherwise the cluster that Ray finds by itself (``RAY_ADDRESS``, or one started on
     this machine) is joined; failing that, one is started as by `start`.
+
+    Raises ValueError where the connection is, or would be, one of Ray Client: a driver must be on the cluster.
     """
+    if ray.util.client.ray.is_connected():
+        raise _no_client("this process is connected through Ray Client")
     if ray.is_initialized():
         return
     found = services.get_ray_address_from_environment(None, None)
     if found is None:
         start()
         return
+    if "://" in found:
+        raise _no_client(f"RAY_ADDRESS is {found!r}, the address of a client")
     if _is_loopback(found):
         _keep_to_loopback()
     ray.init(log_to_driver=False)
@@ -42,6 +48,13 @@ def start(**settings: Any) -> str:
     )
     address: str = context.address_info["gcs_address"]
     return address
+
+
+def _no_client(what: str) -> ValueError:
+    return ValueError(
+        f"{what}; raytuner needs a driver on the cluster: submit the script with `ray job submit -- python …`, or run "
+        'it on the head node after `ray.init(address="auto")`'
+    )
 
 
 def _keep_to_loopback() -> None:

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 
 import ray
@@ -80,6 +81,13 @@ class TrialActor:
 
     def _work(self) -> None:
         """Run what is taken, until it is over with this actor."""
+        try:
+            self._work_through()
+        except BaseException:  # a defect of ours: as a lost worker it is seen, as a thread that is gone it is not
+            traceback.print_exc()
+            os._exit(1)
+
+    def _work_through(self) -> None:
         sweeper = _Sweeper()
         while not self._leases.closed:
             lease = self._leases.next(_QUIET_S if sweeper.has_work else None)

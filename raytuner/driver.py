@@ -99,6 +99,7 @@ class Driver:
         self._outbox: list[Command] = []
         self._owed: dict[int, Ask] = {}
         self._failed: set[int] = set()  # trials whose last attempt failed
+        self._stopped = False  # whether the study was asked to end early
         self._epoch, self.last_event_at = self._replay()
         self._last_step = journal.last_steps()
 
@@ -114,21 +115,22 @@ class Driver:
         self._shelf.sweep(referenced)
         if self._study.finished is None or not self._study.finished.complete:
             self._turn([Opened(self._clock.now(), self._epoch + 1)], executor, owed=list(self._owed.values()))
-        stopped: StopAsked | None = None
         while self._study.finished is None:
-            events = executor.wait(tick_s)
-            if stopped is None and (stopped := self._stop(asked())):
-                events = [*events, stopped]
-            self._turn(events, executor)
+            stop = self._stop(asked())
+            self._turn([stop] if stop else executor.wait(tick_s), executor)
         return self._study.finished
 
     def _stop(self, asked: str | None) -> StopAsked | None:
-        """Whether and why the study is to end early."""
+        """The request that the study end early, the first time that there is a reason."""
+        if self._stopped:
+            return None
         now = self._clock.now()
         if self._watch is not None and self._watch.stop_all():
+            self._stopped = True
             return StopAsked(now, Why.STUDY_STOPPED.value, for_good=True)
         if asked is None and self._budget is not None and not self._budget.left_s(now):
             asked = self._budget.reason
+        self._stopped = asked is not None
         return StopAsked(now, asked) if asked else None
 
     # ---------------------------------------------------------------------------------------------------- a turn

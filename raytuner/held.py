@@ -34,7 +34,6 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from itertools import islice
 from pickle import PickleBuffer
 from typing import Any
@@ -302,12 +301,9 @@ class _Digester:
     def _kinds(self) -> Iterator[tuple[Any, Callable[[Any], Iterator[Any]]]]:
         yield (bytes, bytearray, PickleBuffer), self._bytes
         yield (set, frozenset), self._set
-        yield Enum, self._member
         yield types.ModuleType, self._module
         yield types.FunctionType, self._function
-        yield types.MethodType, self._method
         yield type, self._class
-        yield np.generic, self._number
         if pandas := sys.modules.get("pandas"):
             yield pandas.DataFrame, self._frame
             yield pandas.Series, self._series
@@ -341,11 +337,6 @@ class _Digester:
         yield b"module "
         yield value.__name__.encode()
 
-    def _member(self, value: Any) -> Iterator[bytes]:
-        yield from _opaque(value)
-        yield self.of(value.name)
-        yield self.of(value.value if value.name is None else None)  # a combination of flags
-
     def _function(self, value: Any) -> Iterator[bytes]:
         yield b"function "
         yield _full_name(value)
@@ -355,11 +346,6 @@ class _Digester:
             yield self.of(value.__kwdefaults__)
         if not _is_importable(value):
             yield self.of(dict(_closure(value)))
-
-    def _method(self, value: Any) -> Iterator[bytes]:
-        yield b"method "
-        yield self.of(value.__func__)
-        yield self._reference(value.__self__)
 
     def _class(self, value: Any) -> Iterator[bytes]:
         yield b"class "
@@ -391,9 +377,6 @@ class _Digester:
             yield self.of(value.tolist())
         elif value.size:
             yield from _slabs(value)
-
-    def _number(self, value: Any) -> Iterator[bytes]:
-        yield self.of(np.asarray(value))
 
     def _frame(self, value: Any) -> Iterator[bytes]:
         yield b"frame "

@@ -6,12 +6,11 @@ object store (`Work.stored`). There it becomes a `Running`: a function of the co
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from raytuner.held import Held, supply
+from raytuner.held import Held, hold, supply
 from raytuner.trainable import Bound, runnable
 from raytuner.trial import Config
 
@@ -27,7 +26,7 @@ class Work:
 
     def check_portable(self) -> None:
         """TypeError that names what keeps this from being sent to another process, if anything does."""
-        for name, value in {f"trainable {self.trainable!r:.60}": self.trainable, **self.parameters}.items():
+        for name, value in [("trainable", self.trainable), *self.parameters.items()]:
             _check_portable(name, value)
 
     def stored(self, put: Callable[[Any], Any]) -> Work:
@@ -63,19 +62,10 @@ def _check_portable(name: str, value: Any) -> None:
     from ray import cloudpickle
 
     try:
-        cloudpickle.dumps(value)
-    except Exception as error:
-        raise TypeError(
-            f"{name} cannot be sent to the processes of its trials, because of {_culprit(value)}: {error}. "
-            "Make such things inside the training function, or hand them over by with_parameters if they can be pickled"
-        ) from error
-
-
-def _culprit(value: Any) -> str:
-    """Which variable or attribute cannot be pickled, as far as Ray can tell."""
-    from ray.util import inspect_serializability
-
-    with open(os.devnull, "w") as nowhere:
-        _, failures = inspect_serializability(value, print_file=nowhere)
-    found = [f"{failure.name} = {failure.obj!r:.80}" for failure in failures]
-    return " and ".join(sorted(found)) or repr(value)[:80]
+        cloudpickle.dumps(value, protocol=5, buffer_callback=lambda buffer: None)  # large data is not copied
+    except Exception as error:  # whatever the objects' own methods raise
+        reason = error
+    else:
+        return
+    hold(value, name)  # says which part of it is to blame, if it can tell
+    raise TypeError(f"{name} cannot be sent to another process: {reason}") from reason

@@ -180,8 +180,14 @@ def run(code: str, hash_seed: str, cwd: Path | str = ROOT) -> Any:
 # ------------------------------------------------------------------------------------------- the user's own code
 
 HELPER = """
+import functools
+
 def helps(x):
     return x + 1
+
+@functools.cache
+def cached(x):
+    return x - 1
 
 class Helper:
     def method(self):
@@ -213,6 +219,7 @@ objects = {
     "instance": Net(),
     "bound": Net().forward,
     "helps": helper.helps,
+    "cached": helper.cached,
     "Helper": helper.Helper,
     "Helper instance": helper.Helper(),
     "method": helper.Helper.method,
@@ -254,9 +261,10 @@ def test_code_is_compared_and_layout_is_not(tmp_path: Path, prompt: bool) -> Non
                 "factor=2": "factor=3",
                 "        return words": "        return [words]",
                 "size = 3": "size = 4",
+                "x - 1": "x - 2",
                 "        return 1": "        return 2",
             },
-            {"plain", "closure", "class", "Helper", "method"},
+            {"plain", "closure", "class", "cached", "Helper", "method"},
         ),
     ):
         script, helper = SCRIPT, HELPER
@@ -305,6 +313,7 @@ def changed(frame: pd.DataFrame, column: str, value: Any) -> pd.DataFrame:
         (frame(), frame().rename(columns={"int": "INT"})),
         (frame(), frame().set_index(pd.Index([0, 1, 2, 3]))),
         (frame(), frame().set_index(frame().index.set_levels([[1, 3]], level=[1]))),
+        (frame(), frame().rename_axis(["k", "l"])),
         (pd.Series([1.0]), pd.Series([1.0], name="x")),
         (pd.Series([1.0]), pd.Series([1])),
         (pa.table({"a": [1, None]}), pa.table({"a": [1, 2]})),
@@ -353,6 +362,7 @@ def changed(frame: pd.DataFrame, column: str, value: Any) -> pd.DataFrame:
         (pathlib.Path("a"), pathlib.Path("b")),
         (ring(3)[0], ring(3)[1]),
         (ring(3)[0], ring(4)[0]),
+        (np.datetime64("2020"), np.datetime64("2021")),
         (np.random.default_rng(1), np.random.default_rng(2)),
     ],
 )

@@ -41,7 +41,8 @@ class Inline:
         self._session: Session | None = None
         self._begun = False
         self._left = False
-        self._place: dict[str, str | int] = {"hostname": socket.gethostname(), "node_ip": "127.0.0.1", "pid": os.getpid()}
+        self._place: dict[str, str | int]
+        self._place = {"hostname": socket.gethostname(), "node_ip": "127.0.0.1", "pid": os.getpid()}
 
     def serve(self, drive: Callable[[], _T]) -> _T:
         """Call ``drive``, which uses this executor, in another thread, and run here what it gives out.

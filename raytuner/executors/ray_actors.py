@@ -97,7 +97,7 @@ class RayActors:
         self._grace_s = rules.grace_s
         self._deadlines: dict[tuple[int, int], float] = {}  # when unwound leases must be over
         self._ahead_allowed, self._ahead, self._lease_s = ahead, 0, 0.2
-        self._announced = -1
+        self._announced = 0  # as whoever listens takes it to be
         self._failed_starts = 0
         self._begun = self._warned = time.monotonic()
         self._events: deque[Event] = deque()
@@ -219,17 +219,21 @@ class RayActors:
 
     def _bury(self, worker: _Worker, error: Exception) -> None:
         """An actor died, or its node did, or what it said and nobody had fetched is gone."""
+        last: Ended | Failed | None = None
         if worker.leases:
             first = worker.leases.popleft()
             trial = first.trial.id
             if self._deadlines.pop((trial, first.attempt), None) is not None:
-                self._events.append(Ended(time.time(), trial, first.attempt, How.UNWOUND, 0, 0.0, {}))
+                last = Ended(time.time(), trial, first.attempt, How.UNWOUND, 0, 0.0, {})
             elif worker.heard or self._moves.get(trial) == first.attempt:
-                self._events.append(_failed(first, Failure.LOST, str(error)))
+                last = _failed(first, Failure.LOST, str(error))
             else:  # its actor died before it began, perhaps of the trial that was there before
                 self._moves[trial] = first.attempt
                 worker.leases.appendleft(first)
         self._replace(worker)
+        self._announce()  # the slot is gone before the lease is over: else another would be given out for it
+        if last is not None:
+            self._events.append(last)
 
     def _end_overdue(self) -> None:
         """A function that does not return when it is told to is ended with its actor."""
