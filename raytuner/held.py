@@ -38,8 +38,6 @@ from itertools import islice
 from pickle import PickleBuffer
 from typing import Any
 
-import numpy as np
-
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Held:
@@ -134,9 +132,9 @@ def _persistent_id(pickler: Any, value: Any) -> str | None:
     """Pass over what can surely be pickled and is large; refuse open files, of which cloudpickle sends the text."""
     if type(value) is io.TextIOWrapper and value not in (sys.stdout, sys.stderr, sys.stdin):
         raise TypeError("cannot pickle an open file")
-    if type(value) is np.ndarray:
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    if numpy is not None and type(value) is numpy.ndarray:
         return None if value.dtype.hasobject else "array"
-    torch = sys.modules.get("torch")
     return "tensor" if torch is not None and type(value) is torch.Tensor else None
 
 
@@ -291,7 +289,8 @@ class _Digester:
             return self._sequence(value)
         if kind is dict:
             return self._dict(value)
-        if kind in (np.ndarray, np.memmap):
+        numpy = sys.modules.get("numpy")  # a trial's process that has no need of it does without
+        if numpy is not None and kind in (numpy.ndarray, numpy.memmap):
             return self._array(value)
         for types_, content in self._kinds():
             if isinstance(value, types_):
@@ -473,7 +472,7 @@ def _full_name(value: Any) -> bytes:
 
 def _values(column: Any) -> Any:
     """The values of a series or an index without levels: an array of NumPy's, or of pandas' own."""
-    return column.to_numpy() if isinstance(column.dtype, np.dtype) else column.array
+    return column.to_numpy() if isinstance(column.dtype, sys.modules["numpy"].dtype) else column.array
 
 
 def _slabs(array: Any) -> Iterator[Any]:

@@ -17,6 +17,7 @@ from raytuner.actions import Fork, Proposal, Resume
 from raytuner.checkpoints import Checkpoint, Store
 from raytuner.events import Checkpointed, Drop, Ended, How, Over, Proposed
 from raytuner.folder import Folder
+from raytuner.held import Held
 from raytuner.journal import METRIC, REPORTS, Record, metric_column, read, text_of
 from raytuner.objective import AUTOMATIC, Objective
 from raytuner.trial import Config, Metrics, State
@@ -335,7 +336,7 @@ def _flat(config: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}/")
         else:
-            yield prefix + name, value
+            yield prefix + name, repr(value) if isinstance(value, Held) else value
 
 
 def _column(values: list[Any], text: bool) -> pa.Array:

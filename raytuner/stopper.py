@@ -39,9 +39,10 @@ class Watch:
         self._steps: dict[int, int] = {}  # the last that was shown, of each trial
 
     def consult(self, ended: Ended) -> Ended:
-        """The end of a lease as it is once the rule has spoken: a trial that could go on may be told to stop."""
+        """The end of a lease as it is once the rule has spoken: a trial that could go on, now or when the study is
+        resumed, may be told to stop."""
         stops = self._show(ended)
-        return replace(ended, how=How.STOPPED) if stops and ended.how is How.REACHED else ended
+        return replace(ended, how=How.STOPPED) if stops and ended.how in (How.REACHED, How.UNWOUND) else ended
 
     def remind(self, ended: Ended) -> None:
         """Show the rule a report that is on record."""

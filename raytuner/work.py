@@ -30,14 +30,18 @@ class Work:
             _check_portable(name, value)
 
     def stored(self, put: Callable[[Any], Any]) -> Work:
-        """The same with references to each value."""
-        parameters = {name: put(value) for name, value in self.parameters.items()}
-        return replace(self, parameters=parameters, objects={held: put(value) for held, value in self.objects.items()})
+        """The same with references to each value, wrapped, for a value may be a reference itself."""
+        parameters = {name: put((value,)) for name, value in self.parameters.items()}
+        return replace(
+            self, parameters=parameters, objects={held: put((value,)) for held, value in self.objects.items()}
+        )
 
-    def loaded(self, get: Callable[[Any], Any]) -> Running:
-        """What runs trials in this process; ``get`` turns the references of `stored` into values."""
-        parameters = {name: get(value) for name, value in self.parameters.items()}
-        objects = {held: get(value) for held, value in self.objects.items()}
+    def loaded(self, get: Callable[[Any], Any] | None = None) -> Running:
+        """What runs trials in this process; ``get`` turns references that `stored` made into what they refer to."""
+        parameters, objects = dict(self.parameters), dict(self.objects)
+        if get is not None:
+            parameters = {name: get(reference)[0] for name, reference in parameters.items()}
+            objects = {held: get(reference)[0] for held, reference in objects.items()}
         return Running(runnable(Bound(self.trainable, parameters) if parameters else self.trainable), objects)
 
 

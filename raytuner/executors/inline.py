@@ -34,7 +34,7 @@ class Inline:
     """Leases in this process. `serve` runs them; the other methods are the driver's, in its own thread."""
 
     def __init__(self, work: Work, rules: Rules) -> None:
-        self._run = work.loaded(lambda value: value)
+        self._run = work.loaded()
         self._rules = rules
         self._outbox = Outbox()
         self._leases = Leases()
