@@ -27,7 +27,7 @@ from typing import Any, NoReturn, cast
 
 from raytuner.checkpoints import Checkpoint, Store
 from raytuner.events import Ended, Failed, How
-from raytuner.objective import Objective
+from raytuner.objective import AUTOMATIC, Objective
 from raytuner.surroundings import Surroundings
 from raytuner.trial import Failure, Lease, Metrics, Reports, Slot
 
@@ -443,11 +443,13 @@ class Session:
 
     def _stops(self, said: _Said) -> bool:
         """Whether a report meets the run's stop rule."""
-        stop = self._rules.stop
-        if not stop:
-            return False
-        metrics = _row(said)
-        return any(_reaches(metrics.get(name), most) for name, most in stop.items())
+        return any(_reaches(self._value(name, said), most) for name, most in self._rules.stop.items())
+
+    def _value(self, name: str, said: _Said) -> Any:
+        """What a report says of one metric, ours or the user's."""
+        if name == "training_iteration":
+            return said[1]
+        return said[7][name] if name in said[7] else _row(said).get(name) if name in AUTOMATIC else None
 
     def _park(self) -> None:
         """A lease is over; wait for the trial's next one."""
@@ -494,9 +496,7 @@ class Session:
     def _ended(self, how: How) -> Ended:
         lease = self.lease
         metrics = {} if self._last is None else dict(_row(self._last))
-        return Ended(
-            time.time(), lease.trial.id, lease.attempt, how, self._step, self._level, metrics, self._seconds()
-        )
+        return Ended(time.time(), lease.trial.id, lease.attempt, how, self._step, self._level, metrics, self._seconds())
 
     def _failed(self, failure: Failure, message: str) -> Failed:
         return Failed(time.time(), self.lease.trial.id, self.lease.attempt, failure, message, self._seconds())

@@ -254,7 +254,9 @@ class Checks:
         losses = dict(zip(written, reported, strict=True))
         for said in self._said:
             for report in said:
-                assert (said.trial, report.step) in losses, f"{report} of trial {said.trial} was acknowledged, is missing"
+                assert (said.trial, report.step) in losses, (
+                    f"{report} of trial {said.trial} was acknowledged, is missing"
+                )
                 was, now = report.metrics["loss"], losses[said.trial, report.step]
                 assert was == now or (was != was and now != now)
 

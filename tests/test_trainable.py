@@ -259,6 +259,7 @@ def test_a_class_can_be_tried_by_hand() -> None:
     assert model.step() == {"loss": 1.0, "iteration": 0}
     assert (model.trial_id, model.trial_name, model.trial_resources) == ("default", "default", None)
     assert (model.iteration, model.training_iteration, model.config) == (0, 0, {"lr": 0.1})
+    assert Model().config == {}
     with pytest.raises(RuntimeError, match=r"Model\.logdir is a trial's folder; no Tuner made this instance"):
         _ = model.logdir
 
@@ -591,6 +592,7 @@ class Resettable(Saving):
 
     def reset_config(self, new_config: dict[str, Any]) -> Any:
         self.calls.append(f"reset to {new_config} in trial {self.trial_id}")
+        new_config.clear()
         self.count = 0
         return self.answer
 
@@ -600,8 +602,10 @@ def test_an_instance_that_can_be_reset_serves_the_next_trial(hire: Hire) -> None
         pass
 
     actor = hire(Model)
+    config = {"lr": 2}
     actor.lease(trial=0, until=1, config={"lr": 1})
-    actor.lease(trial=1, until=1, config={"lr": 2})
+    actor.lease(trial=1, until=1, config=config)
+    assert config == {"lr": 2}
     assert Model.calls == [
         "setup {'lr': 1}",
         "step 1",

@@ -107,9 +107,7 @@ class Inline:
         try:
             while (lease := self._leases.next()) is not None:
                 leaves = (KeyboardInterrupt, bdb.BdbQuit)
-                self._session = Session(
-                    self._run, lease, self._rules, self._place, self._outbox, self._leases, leaves
-                )
+                self._session = Session(self._run, lease, self._rules, self._place, self._outbox, self._leases, leaves)
                 self._session.run()
                 self._session = None
         finally:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+import raytuner as tune
 from raytuner.events import Ended, Event, Failed, How, Reported, Slots
 from raytuner.executors.ray_actors import RayActors
 from raytuner.session import Rules
@@ -31,12 +32,15 @@ def lease(trial: int, until: int = END, attempt: int = 1, **config: Any) -> Leas
     return Lease(Trial(trial, config), attempt, until, None, trial, tries=0, since=0.0, origin=0)
 
 
+ONE_CPU = Slot()
+
+
 @contextmanager
 def actors(
     train: Callable[[Any], Any],
     folder: Path,
-    slots: int = 2,
-    slot: Slot | Callable[[Any], Slot] = Slot(),
+    slots: int | None = 2,
+    slot: Slot | Callable[[Any], Slot] = ONE_CPU,
     ahead: bool = False,
     **rules: Any,
 ) -> Iterator[RayActors]:
@@ -61,8 +65,8 @@ class Desk:
     over: dict[int, Ended | Failed] = field(default_factory=dict)  # by trial: how its latest lease ended
     last: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # by trial: its latest metrics
 
-    def run(self, leases: Iterable[Lease], done: Callable[[], bool] | None = None, limit_s: float = 60.0) -> None:
-        """Until all these leases are over, or ``done``."""
+    def run(self, leases: Iterable[Lease] = (), done: Callable[[], bool] | None = None, limit_s: float = 40.0) -> None:
+        """Until all that is out, and these leases, are over; or until ``done``."""
         waiting = list(reversed(list(leases)))
         deadline = time.monotonic() + limit_s
         while (waiting or self.out) if done is None else not done():
@@ -72,52 +76,36 @@ class Desk:
             for event in self.executor.wait(0.5):
                 self.hear(event)
 
-    def give(self, lease: Lease) -> None:
-        self.out[lease.trial.id, lease.attempt] = lease
-        self.executor.run(lease)
+    def give(self, *leases: Lease) -> None:
+        for each in leases:
+            self.out[each.trial.id, each.attempt] = each
+            self.executor.run(each)
 
     def hear(self, event: Event) -> None:
         match event:
             case Slots(slots=slots):
                 self.slots, self.most = slots, max(slots, self.most)
             case Reported(trial=trial, attempt=attempt, reports=reports):
-                assert (trial, attempt) in self.out, event
+                assert (trial, attempt) in self.out, f"{event}: it is over"
                 self.last[trial] = reports[-1].metrics
             case Ended(trial=trial, attempt=attempt) | Failed(trial=trial, attempt=attempt):
-                assert self.out.pop((trial, attempt), None) is not None, f"{event}: nobody waits for it"
+                ended = self.out.pop((trial, attempt), None)
+                assert ended is not None, f"{event}: it was over before"
                 self.over[trial] = event
+                if ended.trial.config.get("then") == "unwind":
+                    self.executor.unwind(trial, attempt)
+
+    def ends(self, trials: Iterable[int]) -> list[How | Failure]:
+        """How the latest leases of these trials ended."""
+        found = (self.over[trial] for trial in trials)
+        return [end.how if isinstance(end, Ended) else end.failure for end in found]
 
 
-def quick(config: dict[str, Any]) -> None:
-    import os
-
-    import raytuner as tune
-
-    tune.report({"pid_seen": os.getpid()})
-
-
-# -------------------------------------------------------------------------------------------------- nothing piles up
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What a process holds. ``threads``: Python's."""
-
-    threads: int
-    files: int
-    rss_mib: float
-
-    @classmethod
-    def here(cls) -> Sample:
-        return cls(**held())
+# ------------------------------------------------------------------------------------------------- nothing piles up
 
 
 def held() -> dict[str, Any]:
-    """The same as a dict, for trials to report. It names nothing of this module."""
-    import os
-    import threading
-    from pathlib import Path
-
+    """What this process holds: Python's threads, open files, memory."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {
         "threads": threading.active_count(),
@@ -126,76 +114,292 @@ def held() -> dict[str, Any]:
     }
 
 
-def grown(before: Sequence[Sample], after: Sequence[Sample], leeway_mib: float = 8.0) -> set[str]:
+LEEWAY_MIB = 8.0  # 200 trials in each actor: each that kept 42 KiB would show
+
+
+def grown(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> set[str]:
     """What a process holds more of: the least that was seen after, beside the most that was seen before."""
-    found = {
-        name
-        for name in ("threads", "files")
-        if min(getattr(each, name) for each in after) > max(getattr(each, name) for each in before)
-    }
-    if min(each.rss_mib for each in after) > max(each.rss_mib for each in before) + leeway_mib:
-        found.add("memory")
-    return found
+
+    def more(name: str) -> float:
+        return min(each[name] for each in after) - max(each[name] for each in before)
+
+    return {name for name in ("threads", "files") if more(name) > 0} | (
+        {"memory"} if more("rss_mib") > LEEWAY_MIB else set()
+    )
 
 
-def all_sorts(folder: Path) -> Callable[[dict[str, Any]], None]:
-    """Trials that say what their process holds, and then end in every way there is; some leave something behind."""
-    measure = held
-
-    def train(config: dict[str, Any]) -> None:
-        import builtins
-        import os
-        import sys
-        import threading
-
-        import raytuner as tune
-
-        kept = builtins.__dict__.setdefault("left_behind", [])
-        match config.get("leaks"):
-            case "threads":
-                threading.Thread(target=threading.Event().wait, daemon=True).start()
-            case "files":
-                kept.append(os.open("/dev/null", os.O_RDONLY))
-            case "memory":
-                kept.append(os.urandom(64 * 1024))
-        ballast = bytearray(100_000)
-        if config["does"] == "print":
-            print("a line", "x" * 200)
-            print("another", file=sys.stderr)
-        if config["does"] == "fail":
-            cycle: list[Any] = [ballast]
-            cycle.append(cycle)
-            tune.report({**measure(), "pid_seen": os.getpid()})
-            raise ValueError("made to fail")
-        tune.report({**measure(), "pid_seen": os.getpid()})
-
-    return train
+left_behind: list[Any] = []
 
 
-DOES = ["return", "park", "fail", "print", "park and be unwound"]
+def all_sorts(config: dict[str, Any]) -> None:
+    """Says what its process holds, having done what trials do; leaves something behind if it is told to."""
+    match config.get("leaks"):
+        case "threads":
+            threading.Thread(target=threading.Event().wait, daemon=True).start()
+        case "files":
+            left_behind.append(os.open(os.devnull, os.O_RDONLY))
+        case "memory":
+            left_behind.append(os.urandom(64 * 1024))
+    cycle: list[Any] = [bytearray(100_000)]
+    cycle.append(cycle)
+    if config["then"] == "print":
+        print("a long line", "x" * 200)
+        print("another", file=sys.stderr)
+    tune.report({**held(), "pid_seen": os.getpid()})
+    if config["then"] == "fail":
+        raise ValueError("made to fail")
 
 
-def sorts_of_leases(first: int, many: int, **config: Any) -> Iterator[Lease]:
-    for trial in range(first, first + many):
-        does = DOES[trial * 7 // 3 % len(DOES)]
-        yield lease(trial, until=1 if does.startswith("park") else END, does=does, **config)
+ENDS = {"return": END, "park": 1, "fail": END, "print": END, "unwind": 1}
+"""What trials do, and until where: those that end at a report are parked there."""
+
+
+def sorts(trials: range, **config: Any) -> list[Lease]:
+    names = list(ENDS)
+    chosen = [(trial, names[(trial + trial // 5) % 5]) for trial in trials]
+    return [lease(trial, until=ENDS[then], then=then, **config) for trial, then in chosen]
 
 
 @pytest.mark.timeout(180)
 def test_nothing_piles_up_in_five_hundred_trials(tmp_path: Path) -> None:
-    """Threads, open files and memory, in the actors and in the driver; and what leaks is seen to."""
-    ours: dict[int, Sample] = {}
-
-    with actors(all_sorts(tmp_path), tmp_path / "study", chdir=True, stdout="out", stderr="err") as executor:
+    """Neither in the actors nor in the driver; and the measure sees what does: a thread, a file, 64 KiB a trial."""
+    with actors(all_sorts, tmp_path / "study", chdir=True, stdout="out", stderr="err") as executor:
         desk = Desk(executor)
 
-        def run(first: int, many: int, **config: Any) -> dict[int, list[Sample]]:
-            """Samples of these trials by process, in the order of trials."""
-            for one in (iterator := sorts_of_leases(first, many, **config)):
-                desk.run([one], lambda: len(desk.out) < desk.slots)
-                del iterator
-            found: dict[int, list[Sample]] = {}
+        def samples(trials: range) -> dict[int, list[Mapping[str, Any]]]:
+            """What the latest of these trials said, by process."""
+            found: dict[int, list[Mapping[str, Any]]] = {}
+            for trial in trials[-30:]:
+                found.setdefault(desk.last[trial]["pid_seen"], []).append(desk.last[trial])
             return found
 
-        run(0, 1)
-    assert ours
+        def growth(trials: range, **config: Any) -> dict[int, set[str]]:
+            """What grew, by process, while these ran."""
+            before, ours = samples(range(trials.start)), held()
+            desk.run(sorts(trials, **config))
+            after = samples(trials)
+            assert before.keys() == after.keys(), "an actor was lost"
+            return {pid: grown(before[pid], after[pid]) for pid in before} | {os.getpid(): grown([ours], [held()])}
+
+        desk.run(sorts(range(100)))
+        clean = growth(range(100, 500))
+        assert len(clean) == 3
+        assert not any(clean.values()), clean
+        ends = desk.ends(range(500))
+        assert {end: ends.count(end) for end in set(ends)} == {
+            How.RETURNED: 200,
+            How.REACHED: 200,
+            Failure.ERROR: 100,
+        }
+        for name, trials in (("threads", 60), ("files", 60), ("memory", 400)):
+            first = max(desk.over) + 1
+            leaked = growth(range(first, first + trials), leaks=name)
+            assert leaked == {pid: {name} if pid != os.getpid() else set() for pid in leaked}
+    assert len(list((tmp_path / "study" / "artifacts").glob("*/out"))) >= 100
+
+
+# --------------------------------------------------------------------------------------------------- leases ahead
+
+
+def quick(config: dict[str, Any]) -> None:
+    tune.report({"pid_seen": os.getpid()})
+
+
+def waits(config: dict[str, Any]) -> None:
+    """Reports, at once, and then returns when it may: after some time, or when a file appears."""
+    tune.report({"pid_seen": os.getpid()})
+    began = time.monotonic()
+    while time.monotonic() - began < config.get("seconds", 60 if "file" in config else 0):
+        if "file" in config and Path(config["file"]).exists():
+            return
+        if config.get("speaks"):
+            tune.report({"pid_seen": os.getpid()})
+        time.sleep(0.005)
+
+
+def warmed_up(executor: RayActors) -> Desk:
+    """Trials 0 to 299, so short that leases are given out ahead by then."""
+    desk = Desk(executor)
+    desk.run(lease(trial) for trial in range(300))
+    assert desk.slots > 2, "leases may be given out ahead"
+    return desk
+
+
+def test_leases_given_ahead_end_exactly_once(tmp_path: Path) -> None:
+    with actors(quick, tmp_path, ahead=True) as executor:
+        desk = warmed_up(executor)
+        desk.run(lease(trial) for trial in range(300, 700))
+        assert set(desk.ends(range(700))) == {How.RETURNED}
+        assert len({desk.last[trial]["pid_seen"] for trial in range(300, 700)}) == 2
+
+
+@pytest.mark.parametrize("speaks", [False, True], ids=["silent", "reports on and on"])
+@pytest.mark.parametrize("seconds", [0.0, 0.1], ids=["behind it short ones", "behind it longer ones"])
+def test_what_waits_behind_a_long_trial_runs_elsewhere(seconds: float, speaks: bool, tmp_path: Path) -> None:
+    file = tmp_path / "go on"
+    with actors(waits, tmp_path, ahead=True) as executor:
+        desk = warmed_up(executor)
+        others = range(301, 300 + desk.slots)
+        desk.give(lease(300, file=str(file), speaks=speaks))
+        desk.give(*(lease(trial, seconds=seconds) for trial in others))
+        desk.run(done=lambda: len(desk.out) == 1, limit_s=20)
+        assert desk.out.keys() == {(300, 1)}, "it still runs"
+        assert set(desk.ends(others)) == {How.RETURNED}
+        assert desk.last[300]["pid_seen"] not in {desk.last[trial]["pid_seen"] for trial in others}
+        file.touch()
+        desk.run()
+        assert desk.ends([300]) == [How.RETURNED]
+
+
+def long_and_others(desk: Desk, file: Path) -> range:
+    """Give out one that takes long, as trial 300, and others, of which half wait behind it; return those."""
+    others = range(301, 300 + desk.slots)
+    desk.give(lease(300, file=str(file)))
+    desk.give(*(lease(trial, seconds=0.03) for trial in others))
+    desk.run(done=lambda: 300 in desk.last)
+    assert len([trial for trial in others if trial not in desk.over]) > len(others) // 2
+    return others
+
+
+def test_what_waits_in_an_actor_that_is_killed_runs_elsewhere_free_of_charge(tmp_path: Path) -> None:
+    with actors(waits, tmp_path, ahead=True) as executor:
+        desk = warmed_up(executor)
+        others = long_and_others(desk, tmp_path / "go on")
+        killed = desk.last[300]["pid_seen"]
+        os.kill(killed, signal.SIGKILL)
+        desk.run()
+        assert desk.ends([300]) == [Failure.LOST]
+        assert set(desk.ends(others)) == {How.RETURNED}
+        assert killed not in {desk.last[trial]["pid_seen"] for trial in others}
+        desk.run(done=lambda: desk.slots >= 2)  # a new actor takes its place
+        desk.run([lease(300, attempt=2)])
+        assert desk.ends([300]) == [How.RETURNED]
+
+
+def test_leases_that_wait_in_an_actor_are_unwound_at_once(tmp_path: Path) -> None:
+    with actors(waits, tmp_path, ahead=True, grace_s=60.0) as executor:
+        desk = warmed_up(executor)
+        others = long_and_others(desk, tmp_path / "go on")
+        desk.run(done=lambda: len(desk.out) < len(others))
+        told = [key for key in desk.out if key != (300, 1)]
+        for key in told:
+            executor.unwind(*key)
+        desk.run(done=lambda: len(desk.out) == 1, limit_s=20)
+        ends = desk.ends(trial for trial, _ in told)
+        assert How.UNWOUND in ends
+        assert set(ends) <= {How.UNWOUND, How.RETURNED}, "one may have been about to return"
+        (tmp_path / "go on").touch()
+        desk.run()
+
+
+def test_unwound_leases_that_wait_in_an_actor_that_is_killed_run_nowhere(tmp_path: Path) -> None:
+    with actors(waits, tmp_path, ahead=True, grace_s=60.0) as executor:
+        desk = warmed_up(executor)
+        others = long_and_others(desk, tmp_path / "go on")
+        os.kill(desk.last[300]["pid_seen"], signal.SIGSTOP)  # it is not told any more
+        for trial in others:
+            executor.unwind(trial, 1)
+        os.kill(desk.last[300]["pid_seen"], signal.SIGKILL)
+        desk.run(limit_s=20)
+        assert desk.ends([300]) == [Failure.LOST]
+        assert set(desk.ends(others)) <= {How.UNWOUND, How.RETURNED}
+        assert all(trial not in desk.last for trial in others if desk.ends([trial]) == [How.UNWOUND])
+
+
+def test_a_lease_may_be_unwound_while_it_is_taken_back(tmp_path: Path) -> None:
+    with actors(waits, tmp_path, ahead=True, grace_s=60.0) as executor:
+        desk = warmed_up(executor)
+        long_and_others(desk, tmp_path / "go on")
+
+        def taking_back() -> bool:
+            return any(worker.withdrawn is not None for worker in executor._workers)
+
+        deadline = time.monotonic() + 20
+        while not taking_back():
+            assert time.monotonic() < deadline
+            for event in executor.wait(0.0):
+                desk.hear(event)
+        told = [key for key in desk.out if key != (300, 1)]
+        assert told, "some wait behind the long one"
+        for key in told:
+            executor.unwind(*key)
+        desk.run(done=lambda: len(desk.out) == 1, limit_s=20)
+        assert set(desk.ends(trial for trial, _ in told)) == {How.UNWOUND}
+        (tmp_path / "go on").touch()
+        desk.run()
+
+
+# ------------------------------------------------------------------------------------------ slots of several sizes
+
+
+def sized(config: dict[str, Any]) -> None:
+    """Says in what kind of actor it runs, again and again."""
+    import ray
+
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or None
+    while True:
+        assigned = ray.get_runtime_context().get_assigned_resources()
+        tune.report({"pid_seen": os.getpid(), "gpus": gpus, "has": assigned})
+
+
+def size(config: Mapping[str, Any]) -> Slot:
+    return Slot(cpu=config["cpus"], gpu=config.get("gpus", 0.0))
+
+
+def test_each_trial_runs_in_an_actor_of_its_size(tmp_path: Path) -> None:
+    sizes: dict[str, dict[str, float]] = {
+        "small": {"cpus": 0.5},
+        "shared": {"cpus": 0.5, "gpus": 0.5},
+        "large": {"cpus": 1, "gpus": 1.0},
+    }
+    kinds = [*sizes] * 4
+    with actors(sized, tmp_path, None, size) as executor:
+        desk = Desk(executor)
+        desk.run(lease(trial, until=1, **sizes[kind]) for trial, kind in enumerate(kinds))
+        assert set(desk.ends(range(len(kinds)))) == {How.REACHED}
+    pids: dict[str, set[int]] = {kind: set() for kind in sizes}
+    for trial, kind in enumerate(kinds):
+        said = desk.last[trial]
+        pids[kind].add(said["pid_seen"])
+        assert said["has/CPU"] == sizes[kind]["cpus"]
+        assert said.get("has/GPU", 0.0) == sizes[kind].get("gpus", 0.0)
+        assert said["gpus"] in ((None,) if kind == "small" else ("0", "1"))
+    assert len(set.union(*pids.values())) == sum(map(len, pids.values())), "an actor has one size"
+
+
+def test_idle_actors_make_room_for_one_of_another_size(tmp_path: Path) -> None:
+    with actors(sized, tmp_path, None, size) as executor:
+        desk = Desk(executor)
+        desk.run(lease(trial, until=1, cpus=1) for trial in range(4))  # the whole machine, and all are parked
+        assert len({desk.last[trial]["pid_seen"] for trial in range(4)}) == 4
+        desk.run([lease(4, until=1, cpus=4)])
+        assert desk.last[4]["has/CPU"] == 4
+        desk.run([lease(0, until=2, attempt=2, cpus=1)])  # and back
+        assert desk.last[0]["has/CPU"] == 1
+        assert desk.last[0]["training_iteration"] == 2
+        assert set(desk.ends(range(5))) == {How.REACHED}
+
+
+def test_only_as_many_make_room_as_must_and_not_the_trial_s_own(tmp_path: Path) -> None:
+    with actors(sized, tmp_path, None, size) as executor:
+        desk = Desk(executor)
+        desk.run(lease(trial, until=1, cpus=1) for trial in range(4))
+        before = {trial: desk.last[trial]["pid_seen"] for trial in range(4)}
+        desk.run([lease(4, until=1, cpus=2)])  # two of the four
+        kept = []
+        for trial in (3, 2, 1, 0):
+            desk.run([lease(trial, until=2, attempt=2, cpus=1)])
+            kept += [trial] * (desk.last[trial]["pid_seen"] == before[trial])
+        assert kept[:2] == [3, 2], "those that were idle longest went first"
+
+
+def test_a_configuration_that_asks_for_too_much_is_an_error_of_its_trial(tmp_path: Path) -> None:
+    with actors(sized, tmp_path, None, size) as executor:
+        desk = Desk(executor)
+        desk.run([lease(0, until=1, cpus=64), lease(1, until=1), lease(2, until=1, cpus=1)])
+        assert desk.ends(range(3)) == [Failure.ERROR, Failure.ERROR, How.REACHED]
+        too_much, no_answer = desk.over[0], desk.over[1]
+        assert isinstance(too_much, Failed)
+        assert "CPU: 64 wanted, 4 there" in too_much.message
+        assert isinstance(no_answer, Failed)
+        assert "KeyError: 'cpus'" in no_answer.message
