@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 
 import ray
 
-from raytuner.events import Ended, How
-from raytuner.session import Item, Leases, Outbox, Rules, Session
+from raytuner.mailbox import Item
+from raytuner.session import Rules, Runner
 from raytuner.surroundings import clear_spares
 from raytuner.trial import Lease
 from raytuner.work import Work
@@ -32,16 +32,14 @@ class TrialActor:
 
     def __init__(self, work: Work, rules: Rules) -> None:
         self._run = work.loaded(ray.get)
-        self._rules = rules
-        self._outbox = Outbox()
-        self._leases = Leases()
-        self._session: Session | None = None  # running or parked
-        self._thread = threading.Thread(target=self._work, name="trials", daemon=True)
-        self._place = {
+        self._grace_s = rules.grace_s
+        place: dict[str, str | int] = {
             "hostname": socket.gethostname(),
             "node_ip": ray.util.get_node_ip_address(),
             "pid": os.getpid(),
         }
+        self._runner = Runner(self._run, rules, place, overdue=_leave)
+        self._thread = threading.Thread(target=self._work, name="trials", daemon=True)
 
     def ready(self) -> int:
         """Answers once the process is up and the user's code is imported."""
@@ -53,57 +51,42 @@ class TrialActor:
     def serve(self) -> Iterator[list[Item]]:
         """Yield what trials say; never ends."""
         while True:
-            if said := self._outbox.take():
+            if said := self._runner.outbox.take():
                 yield said
 
     def take(self, leases: Sequence[Lease]) -> None:
         """Run these leases, one after the other."""
-        self._leases.add(leases)
+        self._runner.leases.add(leases)
 
     def withdraw(self) -> list[Lease]:
         """Give back the leases that have not begun."""
-        return self._leases.withdraw()
+        return self._runner.leases.withdraw()
 
     def unwind(self, trial: int, attempt: int) -> None:
         """End a lease: one that waits or is parked at once, a running one at its next report."""
-        if self._leases.drop(trial, attempt):
-            self._outbox.put(Ended(time.time(), trial, attempt, How.UNWOUND, 0, 0.0, {}))
-            return
-        session = self._session
-        if session is not None and (session.lease.trial.id, session.lease.attempt) == (trial, attempt):
-            session.unwind()
-            self._leases.evict(trial)
+        self._runner.unwind(trial, attempt)
 
     def close(self) -> None:
         """Let go of what is parked here, and of what the user's code keeps between trials."""
-        self._leases.close()
-        self._thread.join(self._rules.grace_s)
+        self._runner.close()
+        self._thread.join(self._grace_s)
 
     def _work(self) -> None:
         """Run what is taken, until it is over with this actor."""
+        runner, sweeper = self._runner, _Sweeper()
         try:
-            self._work_through()
+            while not runner.leases.closed:
+                lease = runner.leases.next(_QUIET_S if sweeper.has_work else None)
+                if lease is None or sweeper.is_due:
+                    sweeper.sweep()
+                if lease is not None:
+                    runner.run(lease)
+                    sweeper.has_work = True
+            self._run.close()
+            clear_spares()
         except BaseException:  # a defect of ours: as a lost worker it is seen, as a thread that is gone it is not
             traceback.print_exc()
             os._exit(1)
-
-    def _work_through(self) -> None:
-        sweeper = _Sweeper()
-        while not self._leases.closed:
-            lease = self._leases.next(_QUIET_S if sweeper.has_work else None)
-            if lease is None:
-                sweeper.sweep()
-                continue
-            if sweeper.is_due:
-                sweeper.sweep()
-            self._session = Session(
-                self._run, lease, self._rules, self._place, self._outbox, self._leases, overdue=_leave
-            )
-            self._session.run()
-            self._session = None
-            sweeper.has_work = True
-        self._run.close()
-        clear_spares()
 
 
 def _leave() -> None:

@@ -122,18 +122,13 @@ class Driver:
 
     def _stop(self, asked: str | None) -> StopAsked | None:
         """The request that the study end early, if there is a new reason."""
-        if stop := self._stop_all():
-            return stop
         now = self._clock.now()
+        for_good = self._stopped is not None and self._stopped.for_good
+        if self._watch is not None and not for_good and self._watch.stop_all():
+            return StopAsked(now, Why.STUDY_STOPPED.value, for_good=True)
         if asked is None and self._budget is not None and not self._budget.left_s(now):
             asked = self._budget.reason
         return StopAsked(now, asked) if asked and self._stopped is None else None
-
-    def _stop_all(self) -> StopAsked | None:
-        """The request that the study end for good, once the stop rule wants it."""
-        if self._watch is None or (self._stopped and self._stopped.for_good) or not self._watch.stop_all():
-            return None
-        return StopAsked(self._clock.now(), Why.STUDY_STOPPED.value, for_good=True)
 
     # ---------------------------------------------------------------------------------------------------- a turn
 
@@ -160,16 +155,14 @@ class Driver:
             return []  # too late: this attempt is dead, and what it says does not count
         if isinstance(event, Failed):
             self._failed.add(event.trial)
-        answers: list[Event] = []
         if self._watch is not None and isinstance(event, Ended):
             event = self._watch.consult(event)
-            if stop := self._stop_all():  # in this turn: a driver that dies must not come between the two
-                answers.append(stop)
         if isinstance(event, StopAsked):
             self._stopped = event
         if self._budget is not None:
             self._budget.note(event)
         self._rows.append(event)
+        answers: list[Event] = []
         for command in self._study.handle(event):
             match command:
                 case Tell(seen):

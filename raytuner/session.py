@@ -5,38 +5,30 @@ A `Session` is one run of that function. When a report reaches the lease's ``unt
 `TrialEnded`, which ``except Exception`` does not swallow. So one thread is enough for all the trials of a process:
 it takes what comes from its `Leases`.
 
-Reports are on the path of every training step: what they say is put down as it is, and becomes columns (`Outbox.take`)
-in the thread that sends them, a few milliseconds' worth at a time.
+`Runner` is where an executor's side and the functions meet: leases come in, and what is said goes out, through the
+`raytuner.mailbox` it holds.
 """
 
 from __future__ import annotations
 
 import inspect
-import itertools
 import math
 import numbers
 import threading
 import time
 import traceback
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 from raytuner.checkpoints import Checkpoint, Store
 from raytuner.events import Ended, Failed, How
+from raytuner.mailbox import Frame, Leases, Outbox, Said, row_of
 from raytuner.objective import AUTOMATIC, Objective
 from raytuner.surroundings import Surroundings
-from raytuner.trial import Failure, Lease, Metrics, Reports, Slot
-
-_BACKLOG = 10_000  # reports that may wait to be sent before `report` blocks
-_BATCH = 5_000  # reports that are sent together at most
-_LINGER_S = 0.004  # how long what is not urgent waits for more
-
-Item = Reports | Ended | Failed
-"""What an executor hears of its sessions."""
+from raytuner.trial import Failure, Lease, Slot
 
 
 class TrialEnded(BaseException):
@@ -98,192 +90,6 @@ class Context:
         return {name: amount for name, amount in known.items() if amount} | dict(slot.custom)
 
 
-class Leases:
-    """What is to run in this process, in order. One thread runs it: `next`, and a function of it that is parked:
-    `next_of`. Others may add and take away."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[Lease] = deque()
-        self._changed = threading.Condition()
-        self._parked: int | None = None
-        self._evicted = False
-        self._closed = False
-
-    def add(self, leases: Iterable[Lease]) -> None:
-        with self._changed:
-            self._waiting += leases
-            self._changed.notify()
-
-    def withdraw(self) -> list[Lease]:
-        """Give back all that wait."""
-        with self._changed:
-            leases = list(self._waiting)
-            self._waiting.clear()
-            return leases
-
-    def drop(self, trial: int, attempt: int) -> bool:
-        """Take away a lease that waits; whether it was there."""
-        with self._changed:
-            for lease in self._waiting:
-                if (lease.trial.id, lease.attempt) == (trial, attempt):
-                    self._waiting.remove(lease)
-                    return True
-            return False
-
-    def evict(self, trial: int) -> None:
-        """Have a trial unwound, if it is parked here."""
-        with self._changed:
-            if self._parked == trial:
-                self._evicted = True
-                self._changed.notify()
-
-    def close(self) -> None:
-        """Nothing more is run."""
-        with self._changed:
-            self._closed = True
-            self._waiting.clear()
-            self._changed.notify()
-
-    @property
-    def more(self) -> bool:
-        """Whether any wait."""
-        return bool(self._waiting)
-
-    def next(self, timeout_s: float | None = None) -> Lease | None:
-        """Wait for the next lease; None when there will be none, or none has come in time."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed, timeout_s)
-            return self._waiting.popleft() if self._waiting else None
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
-
-    def next_of(self, trial: int) -> Lease | None:
-        """Wait, with this trial parked, for its next lease; None when it must make room."""
-        with self._changed:
-            self._parked = trial
-            self._changed.wait_for(lambda: self._waiting or self._evicted or self._closed)
-            evicted, self._parked, self._evicted = self._evicted, None, False
-            if evicted or not self._waiting or self._waiting[0].trial.id != trial:
-                return None
-            return self._waiting.popleft()
-
-
-class Outbox:
-    """What the sessions of this process have said, until it is sent. One thread takes."""
-
-    def __init__(self) -> None:
-        self._items: deque[_Said | Ended | Failed] = deque()
-        self._awake = threading.Event()
-        self._idle = False  # whether somebody waits for anything at all
-        self._urgent = False  # whether there is something that should not wait for more
-        self._room = threading.Condition()
-        self._crowded = False
-
-    def put(self, item: Ended | Failed, urgent: bool = True) -> None:
-        """Put down how a lease ended; ``urgent``: somebody waits for it."""
-        self._items.append(item)
-        if urgent:
-            self.hurry()
-        elif self._idle:
-            self._awake.set()
-
-    def hurry(self) -> None:
-        """Let `take` return with what there is, perhaps nothing."""
-        self._urgent = True
-        self._awake.set()
-
-    def report(self, said: _Said) -> None:
-        """Put down a report; waits while too many have not been sent."""
-        self._items.append(said)
-        if self._idle:
-            self._awake.set()
-        if len(self._items) >= _BACKLOG:
-            with self._room:
-                self._crowded = True
-                self._room.wait_for(lambda: len(self._items) < _BACKLOG)
-
-    def take(self, timeout_s: float | None = None) -> list[Item]:
-        """Wait for something to be said, and a moment longer if it is not urgent; return what is there.
-
-        Whoever makes reports without pause is not woken up for, nor held up by, each of them.
-        """
-        items = self._items
-        if not items and not self._urgent:
-            self._awake.clear()
-            self._idle = True
-            if not items and not self._urgent:
-                self._awake.wait(timeout_s)
-            self._idle = False
-        if items and not self._urgent and len(items) < _BATCH:
-            self._awake.clear()
-            if not self._urgent:
-                self._awake.wait(_LINGER_S)
-        self._urgent = False
-        raw = [items.popleft() for _ in range(min(len(items), _BATCH))]
-        if self._crowded:
-            with self._room:
-                self._crowded = False
-                self._room.notify_all()
-        found: list[Item] = []
-        for frame, said in itertools.groupby(raw, _frame_of):
-            if frame is not None:
-                found.append(_columns(frame, cast(list[_Said], list(said))))
-            else:
-                found += [item for item in said if isinstance(item, Ended | Failed)]
-        return found
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Frame:
-    """What all reports of one lease have in common. ``origin``: the step before the session's first."""
-
-    lease: Lease
-    origin: int
-    ran_s: float  # in the session's earlier leases
-    place: Mapping[str, Any]
-
-
-_Said = tuple[_Frame, int, float, float, float, float, bool, dict[str, Any]]
-"""A report as it is put down: frame, step, level, time, seconds since the report before and since the lease began,
-whether there is a checkpoint, what the user said. A plain tuple, for it is made at every training step."""
-
-
-def _frame_of(item: _Said | Ended | Failed) -> _Frame | None:
-    return item[0] if isinstance(item, tuple) else None
-
-
-def _columns(frame: _Frame, said: list[_Said]) -> Reports:
-    """Reports of one lease as columns, Ray's automatic metrics among them; what the user said by the same name wins."""
-    _, steps, levels, at, took, since, checkpoints, flats = (list(column) for column in zip(*said, strict=True))
-    lease, ran_s = frame.lease, frame.ran_s
-    metrics: dict[str, list[Any]] = {
-        "training_iteration": steps,
-        "time_this_iter_s": took,
-        "time_total_s": [lease.spent + seconds for seconds in since],
-        "time_since_restore": [ran_s + seconds for seconds in since],
-        "iterations_since_restore": [step - frame.origin for step in steps],
-        "timestamp": [int(when) for when in at],
-    }
-    constants = {"trial_id": str(lease.trial.id), **frame.place}
-    names = flats[0].keys()
-    if not all(flat.keys() == names for flat in flats):
-        names = dict.fromkeys(name for flat in flats for name in flat).keys()
-    for name in names:
-        values = [flat.get(name) for flat in flats]
-        ours = metrics.get(name) or ([constants.pop(name)] * len(values) if name in constants else None)
-        if ours is not None:
-            values = [value if name in flat else own for value, own, flat in zip(values, ours, flats, strict=True)]
-        if name != "training_iteration":
-            metrics[name] = values
-    return Reports(lease.trial.id, lease.attempt, steps, levels, at, checkpoints, metrics, constants)
-
-
-def _row(said: _Said) -> Metrics:
-    return _columns(said[0], [said])[0].metrics
-
-
 class Session:
     """One run of the training function, from a start or a checkpoint to its end, over one or more leases.
 
@@ -318,9 +124,9 @@ class Session:
         self._around = Surroundings(folder, rules.chdir, rules.stdout, rules.stderr)
         self._step = self._origin = lease.checkpoint or 0
         self._level = float(self._step)
-        self._last: _Said | None = None
+        self._last: Said | None = None
         self._resumed = self._before = time.monotonic()
-        self._frame = _Frame(lease, self._origin, 0.0, place)
+        self._frame = Frame(lease, self._origin, 0.0, place)
         self._unwound = False
         self._over = False
         self._declined = False  # whether the function was told that the next report needs no checkpoint
@@ -410,7 +216,7 @@ class Session:
         self._declined = not (self._unwound or wanted)
         return not self._declined
 
-    def _take(self, metrics: Mapping[str, Any], checkpoint: bool) -> _Said:
+    def _take(self, metrics: Mapping[str, Any], checkpoint: bool) -> Said:
         """Check what the user said; nothing has happened if this raises."""
         if self._over:
             raise TrialEnded  # it was told so before, and did not listen
@@ -426,7 +232,7 @@ class Session:
         self._store.publish(Path(checkpoint.path), self.lease.trial.id, step, self.lease.attempt)
         self.checkpoint = Checkpoint(self._store.path(self.lease.trial.id, step))
 
-    def _tell(self, said: _Said) -> None:
+    def _tell(self, said: Said) -> None:
         """A report is made: it is sent, and counts."""
         first = self._last is None
         self._step, self._level, self._last = said[1], said[2], said
@@ -436,20 +242,20 @@ class Session:
         value = said[7].get(objective.metric) if objective.metric is not None else 0
         sound = type(value) is int or (type(value) is float and math.isfinite(value))
         if not sound and (first or value is not None):
-            reading = objective.read(_row(said))
+            reading = objective.read(row_of(said))
             if reading.failure is not None and (reading.failure is Failure.NO_METRIC or not objective.patient):
                 self._refused = self._failed(reading.failure, reading.message)
                 self._end()
 
-    def _stops(self, said: _Said) -> bool:
+    def _stops(self, said: Said) -> bool:
         """Whether a report meets the run's stop rule."""
         return any(_reaches(self._value(name, said), most) for name, most in self._rules.stop.items())
 
-    def _value(self, name: str, said: _Said) -> Any:
+    def _value(self, name: str, said: Said) -> Any:
         """What a report says of one metric, ours or the user's."""
         if name == "training_iteration":
             return said[1]
-        return said[7][name] if name in said[7] else _row(said).get(name) if name in AUTOMATIC else None
+        return said[7][name] if name in said[7] else row_of(said).get(name) if name in AUTOMATIC else None
 
     def _park(self) -> None:
         """A lease is over; wait for the trial's next one."""
@@ -467,7 +273,7 @@ class Session:
             self._end()
         self._told = False
         self.lease = lease
-        self._frame = _Frame(lease, self._origin, ran_s, self._frame.place)
+        self._frame = Frame(lease, self._origin, ran_s, self._frame.place)
         self._resumed = self._before = time.monotonic()
         self._around.enter()
 
@@ -495,7 +301,7 @@ class Session:
 
     def _ended(self, how: How) -> Ended:
         lease = self.lease
-        metrics = {} if self._last is None else dict(_row(self._last))
+        metrics = {} if self._last is None else dict(row_of(self._last))
         return Ended(time.time(), lease.trial.id, lease.attempt, how, self._step, self._level, metrics, self._seconds())
 
     def _failed(self, failure: Failure, message: str) -> Failed:
@@ -513,6 +319,58 @@ class Session:
         if not level >= self._level:
             raise ValueError(f"{name!r}, the scheduler's time_attr, must not fall: {self._level}, then {level}")
         return level
+
+
+class Runner:
+    """Runs the trials of a process, one at a time: one thread calls `run` with what ``leases.next()`` gives it; the other
+    methods are for others.
+
+    ``train``: the training function. Else as for `Session`.
+    """
+
+    def __init__(
+        self,
+        train: Callable[..., Any],
+        rules: Rules,
+        place: Mapping[str, str | int],
+        leaves: tuple[type[BaseException], ...] = (),
+        overdue: Callable[[], object] | None = None,
+    ) -> None:
+        self.leases = Leases()
+        self.outbox = Outbox()
+        self._train = train
+        self._rules = rules
+        self._place = place
+        self._leaves = leaves
+        self._overdue = overdue
+        self._session: Session | None = None  # running or parked
+
+    def run(self, lease: Lease) -> None:
+        """Run a lease's trial, in this thread: to its end, or until another's lease is next."""
+        self._session = Session(
+            self._train, lease, self._rules, self._place, self.outbox, self.leases, self._leaves, self._overdue
+        )
+        try:
+            self._session.run()
+        finally:
+            self._session = None
+
+    def unwind(self, trial: int, attempt: int) -> None:
+        """End a lease: one that waits or is parked at once, a running one at its next report."""
+        if self.leases.drop(trial, attempt):
+            self.outbox.put(Ended(time.time(), trial, attempt, How.UNWOUND, 0, 0.0, {}))
+            return
+        session = self._session
+        if session is not None and (session.lease.trial.id, session.lease.attempt) == (trial, attempt):
+            session.unwind()
+            self.leases.evict(trial)
+
+    def close(self) -> None:
+        """Nothing more is run; what is running ends at its next report, and what is parked now."""
+        self.leases.close()
+        session = self._session
+        if session is not None:
+            session.unwind()
 
 
 def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -233,6 +233,8 @@ class Study:
         elif event.how is How.REACHED:
             self.ledger.move(entry.trial.id, State.PAUSED)
         else:
+            if event.how is How.STOPPED and self._each_report:
+                self._out.append(Unwind(event.trial, event.attempt))  # its lease was over: it may be parked
             self._over(entry, Why.RETURNED if event.how is How.RETURNED else Why.STOP_RULE)
         self._note_best(entry, reading.value)
         self._observe(entry, reading.value, reading.values, reading.failure)

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from raytuner.events import Ended, Failed, How
-from raytuner.session import Leases, Outbox, Rules, Session, report
+from raytuner.mailbox import Leases, Outbox
+from raytuner.session import Rules, Session, report
 from raytuner.surroundings import Surroundings, clear_spares
 from raytuner.trial import END, Lease, Trial
 

@@ -24,8 +24,9 @@ import pytest
 
 from raytuner.checkpoints import Checkpoint, Store
 from raytuner.events import Ended, Failed, How
+from raytuner.mailbox import Leases, Outbox
 from raytuner.objective import Objective
-from raytuner.session import Leases, Outbox, Rules, Session, get_context, report
+from raytuner.session import Rules, Session, get_context, report
 from raytuner.trainable import (
     Bound,
     Reserved,

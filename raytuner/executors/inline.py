@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from raytuner.events import Ended, Event, How, Reported, Slots
-from raytuner.session import Leases, Outbox, Rules, Session
+from raytuner.events import Event, Reported, Slots
+from raytuner.session import Rules, Runner
 from raytuner.surroundings import clear_spares
 from raytuner.trial import Lease, Reports
 from raytuner.work import Work
@@ -35,14 +35,10 @@ class Inline:
 
     def __init__(self, work: Work, rules: Rules) -> None:
         self._run = work.loaded()
-        self._rules = rules
-        self._outbox = Outbox()
-        self._leases = Leases()
-        self._session: Session | None = None
+        place: dict[str, str | int] = {"hostname": socket.gethostname(), "node_ip": "127.0.0.1", "pid": os.getpid()}
+        self._runner = Runner(self._run, rules, place, leaves=(KeyboardInterrupt, bdb.BdbQuit))
         self._begun = False
         self._left = False
-        self._place: dict[str, str | int]
-        self._place = {"hostname": socket.gethostname(), "node_ip": "127.0.0.1", "pid": os.getpid()}
 
     def serve(self, drive: Callable[[], _T]) -> _T:
         """Call ``drive``, which uses this executor, in another thread, and run here what it gives out.
@@ -58,9 +54,7 @@ class Inline:
             except BaseException as error:
                 errors.append(error)
             finally:
-                self._leases.close()
-                if (session := self._session) is not None:
-                    session.unwind()
+                self._runner.close()
 
         thread = threading.Thread(target=driver, name="raytuner-driver", daemon=True)
         thread.start()
@@ -68,7 +62,7 @@ class Inline:
             self._serve()
         except BaseException:
             self._left = True
-            self._outbox.hurry()
+            self._runner.outbox.hurry()
             thread.join()
             raise
         thread.join()
@@ -77,22 +71,16 @@ class Inline:
         return outcome[0]
 
     def run(self, lease: Lease) -> None:
-        self._leases.add([lease])
+        self._runner.leases.add([lease])
 
     def unwind(self, trial: int, attempt: int) -> None:
-        if self._leases.drop(trial, attempt):
-            self._outbox.put(Ended(time.time(), trial, attempt, How.UNWOUND, 0, 0.0, {}))
-            return
-        session = self._session
-        if session is not None and (session.lease.trial.id, session.lease.attempt) == (trial, attempt):
-            session.unwind()
-            self._leases.evict(trial)
+        self._runner.unwind(trial, attempt)
 
     def wait(self, timeout_s: float | None) -> Sequence[Event]:
         if not self._begun:
             self._begun = True
             return [Slots(time.time(), 1)]
-        said = self._outbox.take(timeout_s)
+        said = self._runner.outbox.take(timeout_s)
         if self._left:
             raise Left
         return [
@@ -105,12 +93,8 @@ class Inline:
 
     def _serve(self) -> None:
         try:
-            while (lease := self._leases.next()) is not None:
-                leaves = (KeyboardInterrupt, bdb.BdbQuit)
-                self._session = Session(self._run, lease, self._rules, self._place, self._outbox, self._leases, leaves)
-                self._session.run()
-                self._session = None
+            while (lease := self._runner.leases.next()) is not None:
+                self._runner.run(lease)
         finally:
-            self._session = None
             self._run.close()
             clear_spares()

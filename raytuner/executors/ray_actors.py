@@ -25,7 +25,8 @@ from ray.exceptions import RayError, RayTaskError
 from raytuner.actor import TrialActor
 from raytuner.events import Ended, Event, Failed, How, Reported, Slots
 from raytuner.executors.room import fits_beside, slots_in, wants
-from raytuner.session import Item, Rules
+from raytuner.mailbox import Item
+from raytuner.session import Rules
 from raytuner.trial import Config, Failure, Lease, Reports, Slot
 from raytuner.work import Work
 
@@ -100,6 +101,7 @@ class RayActors:
         self._announced = 0  # as whoever listens takes it to be
         self._failed_starts = 0
         self._begun = self._warned = time.monotonic()
+        self._repetition_told = False
         self._events: deque[Event] = deque()
 
     # ------------------------------------------------------------------------------------------------ the executor
@@ -260,6 +262,8 @@ class RayActors:
             self._waiting.popleft()
             if worker is None:
                 continue
+            if lease.origin and lease.checkpoint is None and worker.parked != lease.trial.id:
+                self._warn_of_repetition(lease)
             if not worker.leases:
                 worker.heard, worker.heard_at = False, time.monotonic()
             worker.leases.append(lease)
@@ -269,6 +273,16 @@ class RayActors:
             self._send(worker)
         if self._ahead and any(not worker.leases for worker in self._workers):
             self._withdraw()
+
+    def _warn_of_repetition(self, lease: Lease) -> None:
+        if not self._repetition_told:
+            self._repetition_told = True
+            _log.warning(
+                "trial %d starts again at 0: it was paused at step %d without a checkpoint, and its slot was wanted. "
+                "Save where should_checkpoint() says so, and go on from get_checkpoint() (this is said once)",
+                lease.trial.id,
+                lease.origin,
+            )
 
     def _size(self, lease: Lease) -> Slot | None:
         """What a lease reserves; None if that cannot be: then its attempt has failed."""

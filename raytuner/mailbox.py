@@ -1,0 +1,210 @@
+"""What goes into and comes out of a process that runs trials: leases in (`Leases`), what trials say out (`Outbox`).
+
+Reports are on the path of every training step: what they say is put down as it is, and becomes columns (`Outbox.take`)
+in the thread that sends them, a few milliseconds' worth at a time. No Ray here, and nothing that runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from raytuner.events import Ended, Failed
+from raytuner.trial import Lease, Metrics, Reports
+
+_BACKLOG = 10_000  # reports that may wait to be sent before `report` blocks
+_BATCH = 5_000  # reports that are sent together at most
+_LINGER_S = 0.004  # how long what is not urgent waits for more
+
+Item = Reports | Ended | Failed
+"""What an executor hears."""
+
+
+class Leases:
+    """What is to run in this process, in order. One thread runs it: `next`, and a function of it that is parked:
+    `next_of`. Others may add and take away."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Lease] = deque()
+        self._changed = threading.Condition()
+        self._parked: int | None = None
+        self._evicted = False
+        self._closed = False
+
+    def add(self, leases: Iterable[Lease]) -> None:
+        with self._changed:
+            self._waiting += leases
+            self._changed.notify()
+
+    def withdraw(self) -> list[Lease]:
+        """Give back all that wait."""
+        with self._changed:
+            leases = list(self._waiting)
+            self._waiting.clear()
+            return leases
+
+    def drop(self, trial: int, attempt: int) -> bool:
+        """Take away a lease that waits; whether it was there."""
+        with self._changed:
+            for lease in self._waiting:
+                if (lease.trial.id, lease.attempt) == (trial, attempt):
+                    self._waiting.remove(lease)
+                    return True
+            return False
+
+    def evict(self, trial: int) -> None:
+        """Have a trial unwound, if it is parked here."""
+        with self._changed:
+            if self._parked == trial:
+                self._evicted = True
+                self._changed.notify()
+
+    def close(self) -> None:
+        """Nothing more is run."""
+        with self._changed:
+            self._closed = True
+            self._waiting.clear()
+            self._changed.notify()
+
+    @property
+    def more(self) -> bool:
+        """Whether any wait."""
+        return bool(self._waiting)
+
+    def next(self, timeout_s: float | None = None) -> Lease | None:
+        """Wait for the next lease; None when there will be none, or none has come in time."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed, timeout_s)
+            return self._waiting.popleft() if self._waiting else None
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def next_of(self, trial: int) -> Lease | None:
+        """Wait, with this trial parked, for its next lease; None when it must make room."""
+        with self._changed:
+            self._parked = trial
+            self._changed.wait_for(lambda: self._waiting or self._evicted or self._closed)
+            evicted, self._parked, self._evicted = self._evicted, None, False
+            if evicted or not self._waiting or self._waiting[0].trial.id != trial:
+                return None
+            return self._waiting.popleft()
+
+
+class Outbox:
+    """What the sessions of this process have said, until it is sent. One thread takes."""
+
+    def __init__(self) -> None:
+        self._items: deque[Said | Ended | Failed] = deque()
+        self._awake = threading.Event()
+        self._idle = False  # whether somebody waits for anything at all
+        self._urgent = False  # whether there is something that should not wait for more
+        self._room = threading.Condition()
+        self._crowded = False
+
+    def put(self, item: Ended | Failed, urgent: bool = True) -> None:
+        """Put down how a lease ended; ``urgent``: somebody waits for it."""
+        self._items.append(item)
+        if urgent:
+            self.hurry()
+        elif self._idle:
+            self._awake.set()
+
+    def hurry(self) -> None:
+        """Let `take` return with what there is, perhaps nothing."""
+        self._urgent = True
+        self._awake.set()
+
+    def report(self, said: Said) -> None:
+        """Put down a report; waits while too many have not been sent."""
+        self._items.append(said)
+        if self._idle:
+            self._awake.set()
+        if len(self._items) >= _BACKLOG:
+            with self._room:
+                self._crowded = True
+                self._room.wait_for(lambda: len(self._items) < _BACKLOG)
+
+    def take(self, timeout_s: float | None = None) -> list[Item]:
+        """Wait for something to be said, and a moment longer if it is not urgent; return what is there.
+
+        Whoever makes reports without pause is not woken up for, nor held up by, each of them.
+        """
+        items = self._items
+        if not items and not self._urgent:
+            self._awake.clear()
+            self._idle = True
+            if not items and not self._urgent:
+                self._awake.wait(timeout_s)
+            self._idle = False
+        if items and not self._urgent and len(items) < _BATCH:
+            self._awake.clear()
+            if not self._urgent:
+                self._awake.wait(_LINGER_S)
+        self._urgent = False
+        raw = [items.popleft() for _ in range(min(len(items), _BATCH))]
+        if self._crowded:
+            with self._room:
+                self._crowded = False
+                self._room.notify_all()
+        found: list[Item] = []
+        for frame, said in itertools.groupby(raw, _frame_of):
+            if frame is not None:
+                found.append(columns_of(frame, cast(list[Said], list(said))))
+            else:
+                found += [item for item in said if isinstance(item, Ended | Failed)]
+        return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """What all reports of one lease have in common. ``origin``: the step before the session's first."""
+
+    lease: Lease
+    origin: int
+    ran_s: float  # in the session's earlier leases
+    place: Mapping[str, Any]
+
+
+Said = tuple[Frame, int, float, float, float, float, bool, dict[str, Any]]
+"""A report as it is put down: frame, step, level, time, seconds since the report before and since the lease began,
+whether there is a checkpoint, what the user said. A plain tuple, for it is made at every training step."""
+
+
+def _frame_of(item: Said | Ended | Failed) -> Frame | None:
+    return item[0] if isinstance(item, tuple) else None
+
+
+def columns_of(frame: Frame, said: list[Said]) -> Reports:
+    """Reports of one lease as columns, Ray's automatic metrics among them; what the user said by the same name wins."""
+    _, steps, levels, at, took, since, checkpoints, flats = (list(column) for column in zip(*said, strict=True))
+    lease, ran_s = frame.lease, frame.ran_s
+    metrics: dict[str, list[Any]] = {
+        "training_iteration": steps,
+        "time_this_iter_s": took,
+        "time_total_s": [lease.spent + seconds for seconds in since],
+        "time_since_restore": [ran_s + seconds for seconds in since],
+        "iterations_since_restore": [step - frame.origin for step in steps],
+        "timestamp": [int(when) for when in at],
+    }
+    constants = {"trial_id": str(lease.trial.id), **frame.place}
+    names = flats[0].keys()
+    if not all(flat.keys() == names for flat in flats):
+        names = dict.fromkeys(name for flat in flats for name in flat).keys()
+    for name in names:
+        values = [flat.get(name) for flat in flats]
+        ours = metrics.get(name) or ([constants.pop(name)] * len(values) if name in constants else None)
+        if ours is not None:
+            values = [value if name in flat else own for value, own, flat in zip(values, ours, flats, strict=True)]
+        if name != "training_iteration":
+            metrics[name] = values
+    return Reports(lease.trial.id, lease.attempt, steps, levels, at, checkpoints, metrics, constants)
+
+
+def row_of(said: Said) -> Metrics:
+    return columns_of(said[0], [said])[0].metrics
