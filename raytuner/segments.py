@@ -25,6 +25,7 @@ _KEY = b"raytuner"
 _MARK = re.compile(rb"size=(\d{10}) crc32=([0-9a-f]{8}) turn=(-?\d+) joint=([01])")
 _START = b"\xff\xff\xff\xff"
 _ZEROS = b"0" * 8
+_BUFFER = 1 << 16
 
 
 class DamagedSegment(Exception):
@@ -52,9 +53,10 @@ class SegmentWriter:
         self.path = path
         self.schema = schema
         self._sink = _Sink()
+        self._buffer = pa.BufferedOutputStream(pa.PythonFile(self._sink, mode="w"), _BUFFER)  # for many small writes
         self._file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
         marked = schema.with_metadata({_KEY: _mark(turn=-1, joint=False)})
-        self._writer = pa.ipc.new_stream(self._sink, marked)
+        self._writer = pa.ipc.new_stream(self._buffer, marked)
         # The schema is durable before the first batch follows: of all that may be torn there is then one message, the
         # last. Arrow's writer holds it back, and says it again with the first batch.
         self._said_again = marked.serialize().size
@@ -64,6 +66,7 @@ class SegmentWriter:
     def append(self, batch: pa.RecordBatch, turn: int, joint: bool) -> None:
         """Write one batch; not durable before `sync`."""
         self._writer.write_batch(batch, custom_metadata={_KEY: _mark(turn, joint)})
+        self._buffer.flush()
         raw = self._sink.take()[self._said_again :]
         self._said_again = 0
         _write(self._file, _seal(raw))
@@ -127,6 +130,9 @@ class _Sink:
 
     def flush(self) -> None:
         """Nothing lies below."""
+
+    def close(self) -> None:
+        """Nothing to close."""
 
     def take(self) -> bytes:
         raw = b"".join(self._parts)

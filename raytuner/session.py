@@ -322,7 +322,7 @@ class Session:
 
 
 class Runner:
-    """Runs the trials of a process, one at a time: one thread calls `run` with what ``leases.next()`` gives it; the other
+    """Runs the trials of a process, one at a time: one thread calls `run` with what ``leases.next()`` gives; the other
     methods are for others.
 
     ``train``: the training function. Else as for `Session`.

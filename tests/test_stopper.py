@@ -1,4 +1,4 @@
-"""Stop rules that are code: what they are shown, what becomes of what they say, and that a resumed study shows it again.
+"""Stop rules that are code: what they are shown, what becomes of what they say, and how a resumed study reminds them.
 
 `Life` is a driver's life in the simulator with a rule in it; `fate` ends it at any write (`tests.lives`).
 """
@@ -140,7 +140,7 @@ def test_a_stopper_must_say_both() -> None:
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
             return False
 
-    with pytest.raises(TypeError, match="abstract method '?stop_all"):
+    with pytest.raises(TypeError, match=r"abstract method '?stop_all"):
         Half()  # type: ignore[abstract]
 
 
