@@ -40,6 +40,7 @@ class TrialActor:
         }
         self._runner = Runner(self._run, rules, place, overdue=_leave)
         self._thread = threading.Thread(target=self._work, name="trials", daemon=True)
+        self._closed = False
 
     def ready(self) -> int:
         """Answers once the process is up and the user's code is imported."""
@@ -49,8 +50,8 @@ class TrialActor:
         return os.getpid()
 
     def serve(self) -> Iterator[list[Item]]:
-        """Yield what trials say; never ends."""
-        while True:
+        """Yield what trials say; ends after `close`: a process does not end while a task runs in it."""
+        while not self._closed:
             if said := self._runner.outbox.take():
                 yield said
 
@@ -70,6 +71,8 @@ class TrialActor:
         """Let go of what is parked here, and of what the user's code keeps between trials."""
         self._runner.close()
         self._thread.join(self._grace_s)
+        self._closed = True
+        self._runner.outbox.hurry()
 
     def _work(self) -> None:
         """Run what is taken, until it is over with this actor."""

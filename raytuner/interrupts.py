@@ -34,7 +34,8 @@ class Interrupts:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._heard:  # else somebody has another by now, as Ray when it starts
+                signal.signal(number, handler)
         self._before.clear()
 
     def _heard(self, number: int, frame: FrameType | None) -> None:

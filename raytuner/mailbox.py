@@ -33,6 +33,8 @@ class Leases:
         self._changed = threading.Condition()
         self._parked: int | None = None
         self._evicted = False
+        self._taken: tuple[int, int] | None = None
+        self._doomed = False
         self._closed = False
 
     def add(self, leases: Iterable[Lease]) -> None:
@@ -48,13 +50,19 @@ class Leases:
             return leases
 
     def drop(self, trial: int, attempt: int) -> bool:
-        """Take away a lease that waits; whether it was there."""
+        """Take away a lease that waits; whether it was there. The one that was taken last is `doomed` instead."""
         with self._changed:
             for lease in self._waiting:
                 if (lease.trial.id, lease.attempt) == (trial, attempt):
                     self._waiting.remove(lease)
                     return True
+            self._doomed = self._doomed or self._taken == (trial, attempt)
             return False
+
+    @property
+    def doomed(self) -> bool:
+        """Whether the lease that was taken last is to end: it may be told so before anybody knows whose it is."""
+        return self._doomed or self._closed
 
     def evict(self, trial: int) -> None:
         """Have a trial unwound, if it is parked here."""
@@ -79,7 +87,7 @@ class Leases:
         """Wait for the next lease; None when there will be none, or none has come in time."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed, timeout_s)
-            return self._waiting.popleft() if self._waiting else None
+            return self._take() if self._waiting else None
 
     @property
     def closed(self) -> bool:
@@ -88,12 +96,19 @@ class Leases:
     def next_of(self, trial: int) -> Lease | None:
         """Wait, with this trial parked, for its next lease; None when it must make room."""
         with self._changed:
+            if self.doomed:
+                return None
             self._parked = trial
             self._changed.wait_for(lambda: self._waiting or self._evicted or self._closed)
             evicted, self._parked, self._evicted = self._evicted, None, False
             if evicted or not self._waiting or self._waiting[0].trial.id != trial:
                 return None
-            return self._waiting.popleft()
+            return self._take()
+
+    def _take(self) -> Lease:
+        lease = self._waiting.popleft()
+        self._taken, self._doomed = (lease.trial.id, lease.attempt), False
+        return lease
 
 
 class Outbox:
@@ -106,6 +121,7 @@ class Outbox:
         self._urgent = False  # whether there is something that should not wait for more
         self._room = threading.Condition()
         self._crowded = False
+        self._closed = False
 
     def put(self, item: Ended | Failed, urgent: bool = True) -> None:
         """Put down how a lease ended; ``urgent``: somebody waits for it."""
@@ -128,7 +144,13 @@ class Outbox:
         if len(self._items) >= _BACKLOG:
             with self._room:
                 self._crowded = True
-                self._room.wait_for(lambda: len(self._items) < _BACKLOG)
+                self._room.wait_for(lambda: len(self._items) < _BACKLOG or self._closed)
+
+    def close(self) -> None:
+        """Perhaps nobody takes any more: `report` waits for nobody."""
+        with self._room:
+            self._closed = True
+            self._room.notify_all()
 
     def take(self, timeout_s: float | None = None) -> list[Item]:
         """Wait for something to be said, and a moment longer if it is not urgent; return what is there.

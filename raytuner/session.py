@@ -138,6 +138,8 @@ class Session:
     def run(self) -> None:
         """Run the function, in this thread, to its end."""
         _here.session = self
+        if self._leases.doomed:
+            self.unwind()
         try:
             last = self._run()
             if not self._told:
@@ -273,6 +275,8 @@ class Session:
             self._end()
         self._told = False
         self.lease = lease
+        if self._leases.doomed:
+            self.unwind()
         self._frame = Frame(lease, self._origin, ran_s, self._frame.place)
         self._resumed = self._before = time.monotonic()
         self._around.enter()
@@ -368,6 +372,7 @@ class Runner:
     def close(self) -> None:
         """Nothing more is run; what is running ends at its next report, and what is parked now."""
         self.leases.close()
+        self.outbox.close()
         session = self._session
         if session is not None:
             session.unwind()

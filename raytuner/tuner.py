@@ -194,6 +194,9 @@ class Tuner:
         executor: str = "ray",
     ) -> None:
         check(trainable)
+        for name, given, kind in (("tune_config", tune_config, TuneConfig), ("run_config", run_config, RunConfig)):
+            if given is not None and not isinstance(given, kind):
+                raise TypeError(f"{name} must be a raytuner.{kind.__name__}, got {given!r:.80}")
         reserved = trainable if isinstance(trainable, Reserved) else Reserved(trainable, Slot())
         bound = reserved.train if isinstance(reserved.train, Bound) else Bound(reserved.train, {})
         if executor not in EXECUTORS:
@@ -249,9 +252,10 @@ class Tuner:
         """One driver's life. The trials' processes warm up while the study is prepared."""
         from raytuner.journal import Journal
 
-        executor = self._executor()
+        executor = self._start()
+        interrupts = Interrupts()
         try:
-            with Interrupts() as interrupts:
+            with interrupts:
                 if seed is None:
                     seed = self._begin()
                 journal = Journal(self._folder.root)
@@ -259,20 +263,34 @@ class Tuner:
                     finish = self._drive(executor, journal, seed, lambda: interrupts.asked)
                 finally:
                     journal.close()
+                executor.close()
         except KeyboardInterrupt:
             executor.close(at_once=True)
             self._tell_how_to_go_on("Left at once.")
-            raise SystemExit(130) from None
+            raise SystemExit(interrupts.status or 130) from None
         except BaseException:
             executor.close(at_once=True)
             raise
-        executor.close()
         if not finish.complete:
             self._tell_how_to_go_on(f"The study ended early: {finish.reason}.")
-            if interrupts.asked is not None:
-                raise SystemExit(interrupts.status)
-            if self._run.failure_config.fail_fast == "raise":
-                self._raise_failure()
+        if interrupts.asked is not None:
+            raise SystemExit(interrupts.status)
+        if not finish.complete and self._run.failure_config.fail_fast == "raise":
+            self._raise_failure()
+
+    def _start(self) -> RayActors | Inline:
+        """The executor. A Ctrl-C waits until it is there: one that interrupts Ray's start can crash the process."""
+        interrupts = Interrupts()
+        try:
+            with interrupts:
+                executor = self._executor()
+        except KeyboardInterrupt:
+            raise SystemExit(interrupts.status or 130) from None
+        if interrupts.asked is not None:
+            executor.close(at_once=True)
+            self._tell_how_to_go_on(f"{interrupts.asked} before any trial ran.")
+            raise SystemExit(interrupts.status)
+        return executor
 
     def _drive(
         self, executor: RayActors | Inline, journal: Journal, seed: int, asked: Callable[[], str | None]
@@ -346,9 +364,12 @@ class Tuner:
         """Say, unless silent, how to resume the study."""
         if not self._run.verbose:
             return
+        if not self._folder.exists():
+            print(what, flush=True)
+            return
         lines = [f"{what} Nothing is lost. To go on:"]
         if self._run.name is not None and Path(sys.argv[0]).is_file():
-            lines.append(f"  {shlex.join(['python', *sys.argv])}")
+            lines.append(f"  {shlex.join(sys.orig_argv)}")
             lines.append("or, from Python:")
         lines.append(f"  Tuner.restore({str(self._folder.root)!r}, {name_of(self._train)}).fit()")
         print("\n".join(lines), flush=True)

@@ -37,6 +37,7 @@ _UNREAD = 64  # batches that an actor may be ahead of the driver
 _AHEAD = 31  # leases that may wait in an actor at most
 _AHEAD_S = 0.06  # and how long they may take together
 _STUCK_S = 0.25  # leases that wait behind one that takes longer are given to others
+_SCATTERED_S = 5.0  # an actor that is not up by then may have found no place
 
 
 class NoActors(RuntimeError):
@@ -54,10 +55,9 @@ class _Worker:
     leases: deque[Lease] = field(default_factory=deque)
     unsent: list[Lease] = field(default_factory=list)
     heard: bool = False  # whether the first lease's trial has spoken
-    heard_at: float = 0.0  # when the actor last spoke, or was sent something while idle
+    since: float = 0.0  # when the first lease was given or, if there is none, the last one ended
     parked: int | None = None
     withdrawn: Any = None  # the reference to leases that it gives back
-    closing: Any = None  # the reference that tells that it has let go
 
 
 class RayActors:
@@ -113,14 +113,14 @@ class RayActors:
         for lease in self._waiting:
             if (lease.trial.id, lease.attempt) == (trial, attempt):
                 self._waiting.remove(lease)
-                self._events.append(Ended(time.time(), trial, attempt, How.UNWOUND, 0, 0.0, {}))
+                self._events.append(_unwound(lease))
                 return
         for worker in self._workers:
             out = next((each for each in worker.leases if (each.trial.id, each.attempt) == (trial, attempt)), None)
             if out is not None and out in worker.unsent:
                 worker.unsent.remove(out)
                 worker.leases.remove(out)
-                self._events.append(Ended(time.time(), trial, attempt, How.UNWOUND, 0, 0.0, {}))
+                self._events.append(_unwound(out))
             elif out is not None:
                 worker.actor.unwind.remote(trial, attempt)
                 self._deadlines[trial, attempt] = time.monotonic() + self._grace_s
@@ -129,6 +129,7 @@ class RayActors:
                 worker.parked = None
 
     def wait(self, timeout_s: float | None) -> Sequence[Event]:
+        self._make_more_room()
         self._give_out()
         self._announce()
         if self._events:
@@ -167,7 +168,9 @@ class RayActors:
             self._warned = now
         limits = [] if timeout_s is None else [timeout_s]
         limits += [self._warned + _PATIENCE_S - now] if nowhere else []
-        limits += [_STUCK_S] if self._ahead else []
+        limits += [_STUCK_S] if any(len(worker.leases) > 1 for worker in self._workers) else []
+        if self._slot_of is not None:
+            limits += [worker.since + _SCATTERED_S - now for worker in self._workers if worker.stream is None]
         limits += [due - now for due in self._deadlines.values()]
         limit = max(0.0, min(limits)) if limits else None
         if not keys:
@@ -213,7 +216,8 @@ class RayActors:
 
     def _replace(self, worker: _Worker) -> None:
         """An actor is dead; what it had not begun goes to others."""
-        self._waiting.extendleft(reversed(worker.leases))
+        self._put_back(list(worker.leases))
+        worker.leases.clear()
         self._workers.remove(worker)
         ray.kill(worker.actor, no_restart=True)
         if self._slot_of is None:
@@ -226,7 +230,7 @@ class RayActors:
             first = worker.leases.popleft()
             trial = first.trial.id
             if self._deadlines.pop((trial, first.attempt), None) is not None:
-                last = Ended(time.time(), trial, first.attempt, How.UNWOUND, 0, 0.0, {})
+                last = _unwound(first)
             elif worker.heard or self._moves.get(trial) == first.attempt:
                 last = _failed(first, Failure.LOST, str(error))
             else:  # its actor died before it began, perhaps of the trial that was there before
@@ -265,13 +269,13 @@ class RayActors:
             if lease.origin and lease.checkpoint is None and worker.parked != lease.trial.id:
                 self._warn_of_repetition(lease)
             if not worker.leases:
-                worker.heard, worker.heard_at = False, time.monotonic()
+                worker.heard, worker.since = False, time.monotonic()
             worker.leases.append(lease)
             worker.unsent.append(lease)
             worker.parked = None
         for worker in self._workers:
             self._send(worker)
-        if self._ahead and any(not worker.leases for worker in self._workers):
+        if any(worker.stream is not None and not worker.leases for worker in self._workers):
             self._withdraw()
 
     def _warn_of_repetition(self, lease: Lease) -> None:
@@ -312,12 +316,25 @@ class RayActors:
         same = [worker for worker in idle if worker.slot == slot]
         if same:
             return min(same, key=lambda worker: _preference(worker, lease))
-        idle.sort(key=lambda worker: (worker.parked is not None, worker.heard_at))
+        idle.sort(key=lambda worker: (worker.parked is not None, worker.since))
         while not self._fits(slot):
             if not idle:
                 return None
             self._retire(idle.pop(0))
         return self._hire(slot)
+
+    def _make_more_room(self) -> None:
+        """What is free may lie scattered, as half of one GPU and half of another: then one more idle actor must go."""
+        now = time.monotonic()
+        late = [worker for worker in self._workers if worker.stream is None and now - worker.since >= _SCATTERED_S]
+        if self._slot_of is None or not late:
+            return
+        for worker in late:
+            worker.since = now
+        gpu = any(worker.slot.gpu for worker in late)
+        idle = [worker for worker in self._workers if worker.stream is not None and not worker.leases]
+        if idle:
+            self._retire(min(idle, key=lambda each: (gpu and not each.slot.gpu, each.parked is not None, each.since)))
 
     def _retire(self, worker: _Worker) -> None:
         self._workers.remove(worker)
@@ -337,7 +354,7 @@ class RayActors:
         """One is idle: take back what waits behind a lease that takes long."""
         now = time.monotonic()
         for worker in self._workers:
-            if len(worker.leases) > 1 and worker.withdrawn is None and now - worker.heard_at > _STUCK_S:
+            if len(worker.leases) > 1 and worker.withdrawn is None and now - worker.since > _STUCK_S:
                 worker.withdrawn = worker.actor.withdraw.remote()
 
     def _take_back(self, worker: _Worker) -> None:
@@ -349,7 +366,15 @@ class RayActors:
         back = [lease for lease in back if lease in worker.leases]
         for lease in back:
             worker.leases.remove(lease)
-        self._waiting.extendleft(reversed(back))
+        self._put_back(back)
+
+    def _put_back(self, leases: Sequence[Lease]) -> None:
+        """Leases that had not begun wait for another actor; those that were to end are over."""
+        for lease in reversed(leases):
+            if self._deadlines.pop((lease.trial.id, lease.attempt), None) is None:
+                self._waiting.appendleft(lease)
+            else:
+                self._events.append(_unwound(lease))
 
     def _hear(self, worker: _Worker) -> None:
         """Take the next batch of what an actor's trials say."""
@@ -359,7 +384,6 @@ class RayActors:
             wrong = error.cause if isinstance(error, RayTaskError) else error
             self._bury(worker, wrong if isinstance(wrong, Exception) else error)
             return
-        worker.heard_at = time.monotonic()
         for item in batch:
             if isinstance(item, Reports):
                 worker.heard = True
@@ -376,7 +400,7 @@ class RayActors:
         else:
             return
         worker.parked = last.trial if isinstance(last, Ended) and last.how.parks else None
-        worker.heard = False
+        worker.heard, worker.since = False, time.monotonic()
         self._deadlines.pop((last.trial, last.attempt), None)
         self._lease_s += 0.2 * (last.spent - self._lease_s)
         self._events.append(last)
@@ -418,6 +442,11 @@ def _options(slot: Slot, runtime_env: Mapping[str, Any] | None) -> dict[str, Any
         "max_restarts": 0,
         "runtime_env": runtime_env,
     }
+
+
+def _unwound(lease: Lease) -> Ended:
+    """Of a lease that said nothing."""
+    return Ended(time.time(), lease.trial.id, lease.attempt, How.UNWOUND, 0, 0.0, {})
 
 
 def _failed(lease: Lease, failure: Failure, message: str) -> Failed:

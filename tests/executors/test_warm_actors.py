@@ -20,6 +20,7 @@ import pytest
 
 import raytuner as tune
 from raytuner.events import Ended, Event, Failed, How, Reported, Slots
+from raytuner.executors import ray_actors
 from raytuner.executors.ray_actors import RayActors
 from raytuner.session import Rules
 from raytuner.trial import END, Failure, Lease, Slot, Trial
@@ -218,76 +219,87 @@ def waits(config: dict[str, Any]) -> None:
 
 
 def warmed_up(executor: RayActors) -> Desk:
-    """Trials 0 to 299, so short that leases are given out ahead by then."""
+    """After trials so short that many leases are given out ahead."""
     desk = Desk(executor)
-    desk.run(lease(trial) for trial in range(300))
-    assert desk.slots > 2, "leases may be given out ahead"
+    while desk.slots < 16:
+        first = len(desk.over)
+        assert first < 3000, "no more than that are given out ahead"
+        desk.run(lease(trial) for trial in range(first, first + 100))
     return desk
 
 
 def test_leases_given_ahead_end_exactly_once(tmp_path: Path) -> None:
     with actors(quick, tmp_path, ahead=True) as executor:
         desk = warmed_up(executor)
-        desk.run(lease(trial) for trial in range(300, 700))
-        assert set(desk.ends(range(700))) == {How.RETURNED}
-        assert len({desk.last[trial]["pid_seen"] for trial in range(300, 700)}) == 2
+        more = range(len(desk.over), len(desk.over) + 400)
+        desk.run(lease(trial) for trial in more)
+        assert set(desk.ends(range(more.stop))) == {How.RETURNED}
+        assert len({desk.last[trial]["pid_seen"] for trial in more}) == 2
+
+
+LONG = 100_000
+"""The trial that takes long."""
+
+
+def long_and_others(desk: Desk, file: Path, seconds: float = 0.03, speaks: bool = False) -> range:
+    """Give out one that takes until the file is there, and others, of which half wait behind it; return those."""
+    others = range(LONG + 1, LONG + desk.slots)
+    desk.give(lease(LONG, file=str(file), speaks=speaks))
+    desk.give(*(lease(trial, seconds=seconds) for trial in others))
+    desk.run(done=lambda: LONG in desk.last)
+    return others
 
 
 @pytest.mark.parametrize("speaks", [False, True], ids=["silent", "reports on and on"])
-@pytest.mark.parametrize("seconds", [0.0, 0.1], ids=["behind it short ones", "behind it longer ones"])
+@pytest.mark.parametrize("seconds", [0.0, 0.04], ids=["behind it short ones", "behind it longer ones"])
 def test_what_waits_behind_a_long_trial_runs_elsewhere(seconds: float, speaks: bool, tmp_path: Path) -> None:
     file = tmp_path / "go on"
     with actors(waits, tmp_path, ahead=True) as executor:
         desk = warmed_up(executor)
-        others = range(301, 300 + desk.slots)
-        desk.give(lease(300, file=str(file), speaks=speaks))
-        desk.give(*(lease(trial, seconds=seconds) for trial in others))
+        others = long_and_others(desk, file, seconds, speaks)
         desk.run(done=lambda: len(desk.out) == 1, limit_s=20)
-        assert desk.out.keys() == {(300, 1)}, "it still runs"
+        assert desk.out.keys() == {(LONG, 1)}, "it still runs"
         assert set(desk.ends(others)) == {How.RETURNED}
-        assert desk.last[300]["pid_seen"] not in {desk.last[trial]["pid_seen"] for trial in others}
+        assert desk.last[LONG]["pid_seen"] not in {desk.last[trial]["pid_seen"] for trial in others}
         file.touch()
         desk.run()
-        assert desk.ends([300]) == [How.RETURNED]
-
-
-def long_and_others(desk: Desk, file: Path) -> range:
-    """Give out one that takes long, as trial 300, and others, of which half wait behind it; return those."""
-    others = range(301, 300 + desk.slots)
-    desk.give(lease(300, file=str(file)))
-    desk.give(*(lease(trial, seconds=0.03) for trial in others))
-    desk.run(done=lambda: 300 in desk.last)
-    assert len([trial for trial in others if trial not in desk.over]) > len(others) // 2
-    return others
+        assert desk.ends([LONG]) == [How.RETURNED]
 
 
 def test_what_waits_in_an_actor_that_is_killed_runs_elsewhere_free_of_charge(tmp_path: Path) -> None:
     with actors(waits, tmp_path, ahead=True) as executor:
         desk = warmed_up(executor)
         others = long_and_others(desk, tmp_path / "go on")
-        killed = desk.last[300]["pid_seen"]
+        assert len(desk.out) > len(others) // 2, "some wait behind it"
+        killed = desk.last[LONG]["pid_seen"]
         os.kill(killed, signal.SIGKILL)
         desk.run()
-        assert desk.ends([300]) == [Failure.LOST]
+        assert desk.ends([LONG]) == [Failure.LOST]
         assert set(desk.ends(others)) == {How.RETURNED}
         assert killed not in {desk.last[trial]["pid_seen"] for trial in others}
         desk.run(done=lambda: desk.slots >= 2)  # a new actor takes its place
-        desk.run([lease(300, attempt=2)])
-        assert desk.ends([300]) == [How.RETURNED]
+        desk.run([lease(LONG, attempt=2)])
+        assert desk.ends([LONG]) == [How.RETURNED]
+
+
+def unwound(desk: Desk, told: Sequence[tuple[int, int]]) -> None:
+    """All of these are, without having run; but for those that were about to return."""
+    assert len(told) > 5
+    ends = dict(zip(told, desk.ends(trial for trial, _ in told), strict=True))
+    assert set(ends.values()) <= {How.UNWOUND, How.RETURNED}
+    assert list(ends.values()).count(How.RETURNED) <= 3
+    assert not [trial for (trial, _), how in ends.items() if how is How.UNWOUND and trial in desk.last]
 
 
 def test_leases_that_wait_in_an_actor_are_unwound_at_once(tmp_path: Path) -> None:
     with actors(waits, tmp_path, ahead=True, grace_s=60.0) as executor:
         desk = warmed_up(executor)
-        others = long_and_others(desk, tmp_path / "go on")
-        desk.run(done=lambda: len(desk.out) < len(others))
-        told = [key for key in desk.out if key != (300, 1)]
+        long_and_others(desk, tmp_path / "go on")
+        told = [key for key in desk.out if key != (LONG, 1)]
         for key in told:
             executor.unwind(*key)
         desk.run(done=lambda: len(desk.out) == 1, limit_s=20)
-        ends = desk.ends(trial for trial, _ in told)
-        assert How.UNWOUND in ends
-        assert set(ends) <= {How.UNWOUND, How.RETURNED}, "one may have been about to return"
+        unwound(desk, told)
         (tmp_path / "go on").touch()
         desk.run()
 
@@ -295,38 +307,55 @@ def test_leases_that_wait_in_an_actor_are_unwound_at_once(tmp_path: Path) -> Non
 def test_unwound_leases_that_wait_in_an_actor_that_is_killed_run_nowhere(tmp_path: Path) -> None:
     with actors(waits, tmp_path, ahead=True, grace_s=60.0) as executor:
         desk = warmed_up(executor)
-        others = long_and_others(desk, tmp_path / "go on")
-        os.kill(desk.last[300]["pid_seen"], signal.SIGSTOP)  # it is not told any more
-        for trial in others:
-            executor.unwind(trial, 1)
-        os.kill(desk.last[300]["pid_seen"], signal.SIGKILL)
+        long_and_others(desk, tmp_path / "go on")
+        told = [key for key in desk.out if key != (LONG, 1)]
+        os.kill(desk.last[LONG]["pid_seen"], signal.SIGSTOP)  # it is not told any more
+        for key in told:
+            executor.unwind(*key)
+        os.kill(desk.last[LONG]["pid_seen"], signal.SIGKILL)
         desk.run(limit_s=20)
-        assert desk.ends([300]) == [Failure.LOST]
-        assert set(desk.ends(others)) <= {How.UNWOUND, How.RETURNED}
-        assert all(trial not in desk.last for trial in others if desk.ends([trial]) == [How.UNWOUND])
+        assert desk.ends([LONG]) == [Failure.LOST]
+        unwound(desk, told)
+
+
+def taking_back(executor: RayActors, desk: Desk) -> Any:
+    """Go on until leases are being taken back from an actor; return what the executor knows of that."""
+    deadline = time.monotonic() + 20
+    while not (found := [worker for worker in executor._workers if worker.withdrawn is not None]):
+        assert time.monotonic() < deadline
+        for event in executor.wait(0.0):
+            desk.hear(event)
+    return found[0]
 
 
 def test_a_lease_may_be_unwound_while_it_is_taken_back(tmp_path: Path) -> None:
     with actors(waits, tmp_path, ahead=True, grace_s=60.0) as executor:
         desk = warmed_up(executor)
         long_and_others(desk, tmp_path / "go on")
-
-        def taking_back() -> bool:
-            return any(worker.withdrawn is not None for worker in executor._workers)
-
-        deadline = time.monotonic() + 20
-        while not taking_back():
-            assert time.monotonic() < deadline
-            for event in executor.wait(0.0):
-                desk.hear(event)
-        told = [key for key in desk.out if key != (300, 1)]
-        assert told, "some wait behind the long one"
+        taking_back(executor, desk)
+        told = [key for key in desk.out if key != (LONG, 1)]
         for key in told:
             executor.unwind(*key)
         desk.run(done=lambda: len(desk.out) == 1, limit_s=20)
-        assert set(desk.ends(trial for trial, _ in told)) == {How.UNWOUND}
+        unwound(desk, told)
         (tmp_path / "go on").touch()
         desk.run()
+
+
+def test_an_actor_may_be_lost_while_leases_are_taken_back(tmp_path: Path) -> None:
+    """Both are heard of in one turn."""
+    import ray
+
+    with actors(waits, tmp_path, ahead=True) as executor:
+        desk = warmed_up(executor)
+        others = long_and_others(desk, tmp_path / "go on")
+        worker = taking_back(executor, desk)
+        assert ray.wait([worker.withdrawn], timeout=20, fetch_local=False)[0]
+        os.kill(desk.last[LONG]["pid_seen"], signal.SIGKILL)
+        assert ray.wait([worker.stream], timeout=20, fetch_local=False)[0]
+        desk.run()
+        assert desk.ends([LONG]) == [Failure.LOST]
+        assert set(desk.ends(others)) == {How.RETURNED}
 
 
 # ------------------------------------------------------------------------------------------ slots of several sizes
@@ -336,7 +365,7 @@ def sized(config: dict[str, Any]) -> None:
     """Says in what kind of actor it runs, again and again."""
     import ray
 
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or None
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or "none"
     while True:
         assigned = ray.get_runtime_context().get_assigned_resources()
         tune.report({"pid_seen": os.getpid(), "gpus": gpus, "has": assigned})
@@ -346,7 +375,8 @@ def size(config: Mapping[str, Any]) -> Slot:
     return Slot(cpu=config["cpus"], gpu=config.get("gpus", 0.0))
 
 
-def test_each_trial_runs_in_an_actor_of_its_size(tmp_path: Path) -> None:
+def test_each_trial_runs_in_an_actor_of_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_actors, "_SCATTERED_S", 1.0)
     sizes: dict[str, dict[str, float]] = {
         "small": {"cpus": 0.5},
         "shared": {"cpus": 0.5, "gpus": 0.5},
@@ -363,8 +393,22 @@ def test_each_trial_runs_in_an_actor_of_its_size(tmp_path: Path) -> None:
         pids[kind].add(said["pid_seen"])
         assert said["has/CPU"] == sizes[kind]["cpus"]
         assert said.get("has/GPU", 0.0) == sizes[kind].get("gpus", 0.0)
-        assert said["gpus"] in ((None,) if kind == "small" else ("0", "1"))
+        assert said["gpus"] in (("none",) if kind == "small" else ("0", "1"))
     assert len(set.union(*pids.values())) == sum(map(len, pids.values())), "an actor has one size"
+
+
+def test_what_is_free_may_lie_scattered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of each GPU is free, and one GPU is wanted: one more actor makes room."""
+    monkeypatch.setattr(ray_actors, "_SCATTERED_S", 1.0)
+    with actors(sized, tmp_path, None, size) as executor:
+        desk = Desk(executor)
+        desk.run(lease(trial, until=1, cpus=0.5, gpus=0.5) for trial in range(4))
+        on = {gpu: [trial for trial in range(4) if desk.last[trial]["gpus"] == gpu] for gpu in "01"}
+        assert [len(trials) for trials in on.values()] == [2, 2]
+        for trials in zip(*on.values(), strict=True):  # those that were idle longest lie on different GPUs
+            desk.run(lease(trial, until=2, attempt=2, cpus=0.5, gpus=0.5) for trial in trials)
+        desk.run([lease(4, until=1, cpus=1, gpus=1)])
+        assert desk.last[4]["has/GPU"] == 1
 
 
 def test_idle_actors_make_room_for_one_of_another_size(tmp_path: Path) -> None:
@@ -385,12 +429,13 @@ def test_only_as_many_make_room_as_must_and_not_the_trial_s_own(tmp_path: Path) 
         desk = Desk(executor)
         desk.run(lease(trial, until=1, cpus=1) for trial in range(4))
         before = {trial: desk.last[trial]["pid_seen"] for trial in range(4)}
-        desk.run([lease(4, until=1, cpus=2)])  # two of the four
-        kept = []
-        for trial in (3, 2, 1, 0):
+        ended = list(desk.over)  # in this order
+        desk.run([lease(4, until=1, cpus=2)])
+        stayed = []
+        for trial in reversed(ended):
             desk.run([lease(trial, until=2, attempt=2, cpus=1)])
-            kept += [trial] * (desk.last[trial]["pid_seen"] == before[trial])
-        assert kept[:2] == [3, 2], "those that were idle longest went first"
+            stayed += [trial] if desk.last[trial]["pid_seen"] == before[trial] else []
+        assert stayed == ended[:1:-1], "two made room, those that had been idle longest"
 
 
 def test_a_configuration_that_asks_for_too_much_is_an_error_of_its_trial(tmp_path: Path) -> None:
