@@ -25,16 +25,14 @@ Item = Reports | Ended | Failed
 
 
 class Leases:
-    """What is to run in this process, in order. One thread runs it: `next`, and a function of it that is parked:
-    `next_of`. Others may add and take away."""
+    """What is to run in this process, in order. One thread takes: it runs `next`, and its trial, while it is parked,
+    waits for `next_of`. Others may add, take away, and tell the one that was taken last to end."""
 
     def __init__(self) -> None:
         self._waiting: deque[Lease] = deque()
         self._changed = threading.Condition()
-        self._parked: int | None = None
-        self._evicted = False
-        self._taken: tuple[int, int] | None = None
-        self._doomed = False
+        self._taken: tuple[int, int] | None = None  # trial and attempt of the last
+        self._unwound = False  # whether that is to end
         self._closed = False
 
     def add(self, leases: Iterable[Lease]) -> None:
@@ -49,39 +47,38 @@ class Leases:
             self._waiting.clear()
             return leases
 
-    def drop(self, trial: int, attempt: int) -> bool:
-        """Take away a lease that waits; whether it was there. The one that was taken last is `doomed` instead."""
+    def unwind(self, trial: int, attempt: int) -> bool:
+        """Have a lease end; whether it only waited, and is gone now."""
         with self._changed:
             for lease in self._waiting:
                 if (lease.trial.id, lease.attempt) == (trial, attempt):
                     self._waiting.remove(lease)
                     return True
-            self._doomed = self._doomed or self._taken == (trial, attempt)
+            if self._taken == (trial, attempt):
+                self._unwound = True
+                self._changed.notify()
             return False
 
-    @property
-    def doomed(self) -> bool:
-        """Whether the lease that was taken last is to end: it may be told so before anybody knows whose it is."""
-        return self._doomed or self._closed
-
-    def evict(self, trial: int) -> None:
-        """Have a trial unwound, if it is parked here."""
-        with self._changed:
-            if self._parked == trial:
-                self._evicted = True
-                self._changed.notify()
-
     def close(self) -> None:
-        """Nothing more is run."""
+        """Nothing more is run, and what runs is to end."""
         with self._changed:
             self._closed = True
             self._waiting.clear()
             self._changed.notify()
 
     @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
     def more(self) -> bool:
         """Whether any wait."""
         return bool(self._waiting)
+
+    @property
+    def unwound(self) -> bool:
+        """Whether the lease that was taken last is to end."""
+        return self._unwound or self._closed
 
     def next(self, timeout_s: float | None = None) -> Lease | None:
         """Wait for the next lease; None when there will be none, or none has come in time."""
@@ -89,25 +86,17 @@ class Leases:
             self._changed.wait_for(lambda: self._waiting or self._closed, timeout_s)
             return self._take() if self._waiting else None
 
-    @property
-    def closed(self) -> bool:
-        return self._closed
-
     def next_of(self, trial: int) -> Lease | None:
         """Wait, with this trial parked, for its next lease; None when it must make room."""
         with self._changed:
-            if self.doomed:
-                return None
-            self._parked = trial
-            self._changed.wait_for(lambda: self._waiting or self._evicted or self._closed)
-            evicted, self._parked, self._evicted = self._evicted, None, False
-            if evicted or not self._waiting or self._waiting[0].trial.id != trial:
+            self._changed.wait_for(lambda: self._waiting or self.unwound)
+            if self.unwound or self._waiting[0].trial.id != trial:
                 return None
             return self._take()
 
     def _take(self) -> Lease:
         lease = self._waiting.popleft()
-        self._taken, self._doomed = (lease.trial.id, lease.attempt), False
+        self._taken, self._unwound = (lease.trial.id, lease.attempt), False
         return lease
 
 

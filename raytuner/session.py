@@ -127,7 +127,6 @@ class Session:
         self._last: Said | None = None
         self._resumed = self._before = time.monotonic()
         self._frame = Frame(lease, self._origin, 0.0, place)
-        self._unwound = False
         self._over = False
         self._declined = False  # whether the function was told that the next report needs no checkpoint
         self._how = How.RETURNED
@@ -138,8 +137,6 @@ class Session:
     def run(self) -> None:
         """Run the function, in this thread, to its end."""
         _here.session = self
-        if self._leases.doomed:
-            self.unwind()
         try:
             last = self._run()
             if not self._told:
@@ -149,10 +146,6 @@ class Session:
             self._around.forget()
             if self._alarm is not None:
                 self._alarm.cancel()
-
-    def unwind(self) -> None:
-        """End the function at its next report. It is called in another thread."""
-        self._unwound = True
 
     # -------------------------------------------------------------------------------------- the function's side
 
@@ -171,7 +164,7 @@ class Session:
             self._how = How.STOPPED
             self._end()
         declined, self._declined = self._declined, False
-        if self._unwound and not declined:  # else after the next, for which `should_checkpoint` is true
+        if self._leases.unwound and not declined:  # else after the next, for which `should_checkpoint` is true
             self._end()
         if self.lease.each_report or self._level >= self.lease.until:
             self._park()
@@ -186,7 +179,7 @@ class Session:
         """`report` for class trainables, whose checkpoint is made when it is known whether this report needs one."""
         said = self._take(metrics, False)
         every, ends = self._rules.checkpoint_every, done or self._stops(said)
-        unwound, self._declined = self._unwound, False
+        unwound, self._declined = self._leases.unwound, False
         needed = (
             wants_checkpoint
             or unwound
@@ -215,7 +208,7 @@ class Session:
         last = min(self.lease.until, self._rules.stop.get("training_iteration", self.lease.until))
         # With another time_attr it is not known, before it is made, whether the next report ends the lease.
         wanted = (every and step % every == 0) or self._rules.time_attr != "training_iteration" or step >= last
-        self._declined = not (self._unwound or wanted)
+        self._declined = not (self._leases.unwound or wanted)
         return not self._declined
 
     def _take(self, metrics: Mapping[str, Any], checkpoint: bool) -> Said:
@@ -265,7 +258,7 @@ class Session:
         ran_s = self._frame.ran_s + self._seconds()
         self._outbox.put(self._ended(How.REACHED))
         self._told = True
-        lease = None if self._unwound else self._leases.next_of(self.lease.trial.id)
+        lease = self._leases.next_of(self.lease.trial.id)
         if lease is None:
             if self._overdue is not None:
                 self._alarm = threading.Timer(self._rules.grace_s, self._overdue)
@@ -275,8 +268,6 @@ class Session:
             self._end()
         self._told = False
         self.lease = lease
-        if self._leases.doomed:
-            self.unwind()
         self._frame = Frame(lease, self._origin, ran_s, self._frame.place)
         self._resumed = self._before = time.monotonic()
         self._around.enter()
@@ -295,7 +286,7 @@ class Session:
                 self.report(last, None)
             return self._ended(How.RETURNED)
         except TrialEnded:
-            return self._refused or self._ended(How.UNWOUND if self._unwound else self._how)
+            return self._refused or self._ended(How.UNWOUND if self._leases.unwound else self._how)
         except self._leaves:
             raise
         except BaseException as error:
@@ -347,35 +338,22 @@ class Runner:
         self._place = place
         self._leaves = leaves
         self._overdue = overdue
-        self._session: Session | None = None  # running or parked
 
     def run(self, lease: Lease) -> None:
         """Run a lease's trial, in this thread: to its end, or until another's lease is next."""
-        self._session = Session(
+        Session(
             self._train, lease, self._rules, self._place, self.outbox, self.leases, self._leaves, self._overdue
-        )
-        try:
-            self._session.run()
-        finally:
-            self._session = None
+        ).run()
 
     def unwind(self, trial: int, attempt: int) -> None:
         """End a lease: one that waits or is parked at once, a running one at its next report."""
-        if self.leases.drop(trial, attempt):
+        if self.leases.unwind(trial, attempt):
             self.outbox.put(Ended(time.time(), trial, attempt, How.UNWOUND, 0, 0.0, {}))
-            return
-        session = self._session
-        if session is not None and (session.lease.trial.id, session.lease.attempt) == (trial, attempt):
-            session.unwind()
-            self.leases.evict(trial)
 
     def close(self) -> None:
         """Nothing more is run; what is running ends at its next report, and what is parked now."""
         self.leases.close()
         self.outbox.close()
-        session = self._session
-        if session is not None:
-            session.unwind()
 
 
 def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,7 +11,7 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -445,6 +445,8 @@ class Tuner:
                 name = what["resources"]["function"]
                 raise ValueError(f"with_resources(trainable, …) must be given again: the study's resources are {name}")
             trainable = Reserved(trainable, Slot(**what["resources"]))
+        if param_space is None and (names := list(_objects(what["space"]))):
+            raise ValueError(f"param_space must be given again: the study's holds objects, at {', '.join(names)}")
         space = Space.from_json(what["space"]) if param_space is None else param_space
         return cls(trainable, param_space=space, tune_config=config, run_config=run, executor=executor)
 
@@ -568,6 +570,19 @@ def _rebuild(argument: str, what: Mapping[str, Any], registry: Mapping[str, Call
             f"tune_config must be given again: the study's {argument} is {what['name']}, not raytuner's own"
         )
     return registry[what["name"]](**what["args"])
+
+
+def _objects(described: Any) -> Iterator[str]:
+    """The names of the objects in a space, as ``study.json`` has it."""
+    match described:
+        case {"$held": [name, _, _]}:
+            yield name
+        case {"$dict": dict(fields)}:  # it only looks like something else
+            for each in fields.values():
+                yield from _objects(each)
+        case dict() | list():
+            for each in described.values() if isinstance(described, dict) else described:
+                yield from _objects(each)
 
 
 def _space_differences(known: Any, space: Space) -> list[str]:

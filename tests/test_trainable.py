@@ -74,11 +74,14 @@ class Actor:
                 self.reports += list(item)
         raise TimeoutError("the lease does not end")
 
+    def tell_to_end(self) -> None:
+        """Tell what runs or is parked."""
+        assert self.session is not None
+        self._leases.unwind(self.session.lease.trial.id, self.session.lease.attempt)
+
     def unwind(self) -> None:
         """End what is parked."""
-        assert self.session is not None
-        self.session.unwind()
-        self._leases.evict(self.session.lease.trial.id)
+        self.tell_to_end()
         assert self._idle.wait(30)
 
     def close(self) -> None:
@@ -367,8 +370,7 @@ def test_a_trial_that_is_told_to_end_is_saved_first(hire: Hire) -> None:
     class Model(Saving):
         def step(self) -> dict[str, Any]:
             if self.count == 2:
-                assert actor.session is not None
-                actor.session.unwind()
+                actor.tell_to_end()
             return super().step()
 
     actor = hire(Model)
@@ -382,8 +384,7 @@ def test_told_to_end_when_it_is_too_late_to_save_it_makes_another_step(hire: Hir
     class Late(Outbox):
         def report(self, said: Any) -> None:
             super().report(said)
-            assert actor.session is not None
-            actor.session.unwind()
+            actor.tell_to_end()
 
     class Model(Saving):
         pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +262,7 @@ class TestRuns:
                 return searcher
 
         same = {"train": train, "num_samples": 8}
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit, match=r"^130$"):
             tuner(tmp_path, search_alg=Interrupting(), **same).fit()
         # The searcher's class is part of what the study is; here it is meant to be the same.
         what = json.loads((tmp_path / "study" / "study.json").read_text())
@@ -338,10 +339,20 @@ class TestAtTheDoor:
             tuner(tmp_path, **settings)
         assert not (tmp_path / "study").exists()
 
-    @pytest.mark.parametrize("train", [3, None, lambda: None, dict, lambda a, b: None])
+    @pytest.mark.parametrize("train", [3, None, lambda: None, lambda a, b: None])
     def test_wrong_trainables(self, train: Any, tmp_path: Path) -> None:
         with pytest.raises(TypeError, match="trainable must"):
             tuner(tmp_path, train)
+
+    def test_classes(self, tmp_path: Path) -> None:
+        class Steps(tune.Trainable):
+            def step(self) -> dict[str, Any]:
+                return {"loss": 1.0}
+
+        at_end = tune.CheckpointConfig(checkpoint_at_end=True)
+        assert tuner(tmp_path, Steps, checkpoint_config=at_end)._describe()["trainable"].endswith("Steps")
+        with pytest.raises(TypeError, match=r"^trainable dict is a class that lacks step, .*raytuner\.Trainable$"):
+            tuner(tmp_path, dict)
 
     @pytest.mark.parametrize(
         ("resources", "message"),
@@ -369,9 +380,50 @@ class TestAtTheDoor:
         with pytest.raises(ValueError, match=r"max_failures must be an integer, -1 .* or more, got -2"):
             tune.FailureConfig(max_failures=-2)
 
-    def test_fail_fast(self) -> None:
-        with pytest.raises(ValueError, match="fail_fast must be True or False, got 'raise'"):
-            tune.FailureConfig(fail_fast="raise")  # type: ignore[arg-type]
+    @pytest.mark.parametrize("fail_fast", ["Raise", 1, None])
+    def test_fail_fast(self, fail_fast: Any) -> None:
+        with pytest.raises(ValueError, match=f"^fail_fast must be True, False or 'raise', got {fail_fast!r}$"):
+            tune.FailureConfig(fail_fast=fail_fast)
+        assert tune.FailureConfig(fail_fast="raise").fail_fast == "raise"
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"stop": 3}, r"stop must be a dict .*, a function \(trial_id, result\) -> bool, or a Stopper; got 3"),
+            ({"stop": tune.Stopper}, r"stop must be a dict .*, or a Stopper; got <class 'raytuner\.stopper\.Stopper'>"),
+            ({"stop_grace_s": 0}, "stop_grace_s must be a number of seconds above 0, got 0"),
+            ({"runtime_env": "env"}, "runtime_env must be a dict such as {'env_vars': {…}}, got 'env'"),
+            ({"verbose": -1}, "verbose must be a whole number of at least 0"),
+            ({"log_to_file": 1}, "log_to_file must be True, False, a file's name or a pair of such, got 1"),
+            ({"log_to_file": "a/b"}, "log_to_file must be True, False, a file's name or a pair of such, got 'a/b'"),
+            ({"log_to_file": ("out",)}, r"log_to_file must be .* got \('out',\)"),
+        ],
+    )
+    def test_how_to_run(self, settings: dict[str, Any], message: str) -> None:
+        with pytest.raises((ValueError, TypeError), match=message):
+            tune.RunConfig(**settings)
+
+    @pytest.mark.parametrize(
+        ("log_to_file", "files"),
+        [
+            (False, (None, None)),
+            (True, ("stdout", "stderr")),
+            ("log", ("log", "log")),
+            (("out", "err"), ("out", "err")),
+        ],
+    )
+    def test_where_to_log(self, log_to_file: Any, files: tuple[str | None, str | None]) -> None:
+        assert tune.RunConfig(log_to_file=log_to_file).log_files == files
+
+    def test_time_budgets(self) -> None:
+        assert tune.TuneConfig(time_budget_s=timedelta(minutes=2)).budget_s == 120.0
+        for budget in (0, -1.0, float("nan"), True, "60", timedelta()):
+            with pytest.raises(ValueError, match=r"^time_budget_s must be a number of seconds above 0, got "):
+                tune.TuneConfig(time_budget_s=budget)  # type: ignore[arg-type]
+
+    def test_executors(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"^executor must be one of 'ray', 'inline', got 'local'$"):
+            tune.Tuner(bowl, executor="local")
 
     def test_report_outside_a_trial(self) -> None:
         with pytest.raises(RuntimeError, match=r"report\(\) works inside a training function"):
@@ -391,10 +443,15 @@ def hold(folder: str, held: Any, done: Any) -> None:
         done.wait(60)
 
 
+def begin(study: tune.Tuner) -> int:
+    known = study._known_seed()
+    return study._begin() if known is None else known
+
+
 class TestOneFolder:
-    def begin(self, folder: Path, **settings: Any) -> None:
-        """What `fit` does before it runs anything."""
-        tuner(folder, **settings)._claim()
+    def begin(self, folder: Path, **settings: Any) -> int:
+        """What `fit` does before it runs anything; the study's seed."""
+        return begin(tuner(folder, **settings))
 
     @pytest.mark.parametrize(
         ("changed", "message"),
@@ -416,8 +473,8 @@ class TestOneFolder:
         self.begin(tmp_path, search_alg=RandomSearch(), scheduler=FIFOScheduler(), max_concurrent_trials=4)
 
     def test_a_drawn_seed_is_kept(self, tmp_path: Path) -> None:
-        drawn = tuner(tmp_path, seed=None)._claim()
-        assert tuner(tmp_path, seed=None)._claim() == drawn
+        drawn = self.begin(tmp_path, seed=None)
+        assert self.begin(tmp_path, seed=None) == drawn
         assert json.loads((tmp_path / "study" / "study.json").read_text())["seed"] == drawn
 
     def test_a_second_driver_is_told_who_holds_the_study(self, tmp_path: Path) -> None:
@@ -445,10 +502,10 @@ class TestOneFolder:
             checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
             stop={"loss": 7.0},
         )
-        first._claim()
+        begin(first)
         restored = tune.Tuner.restore(tmp_path / "study", bowl, run_config=tune.RunConfig(verbose=0))
         assert restored._describe() == first._describe()
-        assert restored._claim() == 5
+        assert begin(restored) == 5
 
     def test_a_users_own_searcher_goes_on(self, tmp_path: Path) -> None:
         class Mine:

@@ -26,7 +26,7 @@ from raytuner.trial import State, Why
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(180)]
 
-RUN = ("stop", "failure_config", "log_to_file", "runtime_env", "stop_grace_s")
+RUN = ("stop", "failure_config", "checkpoint_config", "log_to_file", "runtime_env", "stop_grace_s")
 
 
 def tuner(folder: Path, train: Any, executor: str = "ray", **settings: Any) -> tune.Tuner:
@@ -42,7 +42,9 @@ def tuner(folder: Path, train: Any, executor: str = "ray", **settings: Any) -> t
     )
 
 
-def counting(folder: Path, length: int = 9, log: bool = True) -> Callable[[dict[str, Any]], None]:
+def counting(
+    folder: Path, length: int = 9, at_each_step: Callable[[], object] = lambda: None
+) -> Callable[[dict[str, Any]], None]:
     """A training function that saves where it is told to, and writes down each step that it begins."""
 
     def train(config: dict[str, Any]) -> None:
@@ -51,9 +53,9 @@ def counting(folder: Path, length: int = 9, log: bool = True) -> Callable[[dict[
             step = json.loads(Path(checkpoint.path, "state").read_text())
         while step < length:
             step += 1
-            if log:
-                with open(folder / f"begun-{trial}", "a") as file:
-                    file.write(f"{step}\n")
+            with open(folder / f"begun-{trial}", "a") as file:
+                file.write(f"{step}\n")
+            at_each_step()
             metrics = {"loss": config.get("x", 1.0) + 1 / step}
             if not tune.should_checkpoint():
                 tune.report(metrics)
@@ -128,7 +130,7 @@ def test_a_trial_that_a_rule_ends_lets_go_at_once(tmp_path: Path) -> None:
 
 
 class Enough(tune.Stopper):
-    """Ends the study after so many reports of all trials together."""
+    """Ends trial 0 at step 3 and, after that, the study at so many reports of all trials together."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -139,7 +141,7 @@ class Enough(tune.Stopper):
         return trial_id == "0" and result["training_iteration"] == 3
 
     def stop_all(self) -> bool:
-        return len(self.seen) >= self.most
+        return len(self.seen) >= self.most and ("0", 3) in self.seen
 
 
 def test_a_stopper_ends_the_study_for_good(tmp_path: Path) -> None:
@@ -189,6 +191,19 @@ def test_a_rule_that_raises_ends_fit_with_its_error(tmp_path: Path) -> None:
     assert note.endswith("asked about trial 0 at 1")
 
 
+@pytest.mark.xfail(strict=True, reason="results.py takes every lease's end for a pause; with a rule each report is one")
+def test_a_trial_that_a_rule_has_seen_is_shown_as_running(tmp_path: Path) -> None:
+    def stop(trial_id: str, result: dict[str, Any]) -> bool:
+        if result["training_iteration"] == 3:
+            raise RuntimeError("here")
+        return False
+
+    study = tuner(tmp_path, counting(tmp_path), "inline", stop=stop)
+    with pytest.raises(RuntimeError, match="here"):
+        study.fit()
+    assert [result.state for result in study.get_results()] == [State.RUNNING]
+
+
 class TestRaysOwn:
     """Ray's stoppers, as they are."""
 
@@ -226,39 +241,37 @@ class TestRaysOwn:
 
 
 def test_a_time_budget_ends_the_study_and_a_larger_one_goes_on(tmp_path: Path, time_flies: Path) -> None:
-    def train(config: dict[str, Any]) -> None:
-        long = 10**6 if not time_flies.exists() else 60
-        counting(tmp_path, length=long)(config)
-
-    def watch(trial_id: str, result: dict[str, Any]) -> bool:
-        if result["training_iteration"] == 20 and not time_flies.exists():
+    def at_each_step() -> None:
+        if min(len(begun(tmp_path, trial)) for trial in (0, 1)) >= 5:
             time_flies.touch()
-        return bool(result["training_iteration"] >= 60)
+        time.sleep(0.005)
 
-    same: dict[str, Any] = {"num_samples": 3, "stop": watch}
-    results = tuner(tmp_path, train, time_budget_s=60, **same).fit()
+    train = counting(tmp_path, length=10**6, at_each_step=at_each_step)
+    results = tuner(tmp_path, train, num_samples=3, time_budget_s=60).fit()
     assert [result.state for result in results] == [State.RUNNING, State.RUNNING]
     assert [row.reason for row in read(tmp_path / "study").rows if isinstance(row, StopAsked)] == [
         "its time budget of 60 s is used up (a larger time_budget_s lets it go on)"
     ]
+    stood = lengths(results)
     for trial, result in enumerate(results):
         assert result.checkpoint is not None
-        assert begun(tmp_path, trial) == list(range(1, result.metrics["training_iteration"] + 1))
+        assert Path(result.checkpoint.path, "state").read_text() == str(stood[trial])
+        assert begun(tmp_path, trial) == list(range(1, stood[trial] + 1))
 
-    again = tuner(tmp_path, train, time_budget_s=60, **same).fit()
-    assert [result.metrics for result in again] == [result.metrics for result in results], "it has had its time"
+    again = tuner(tmp_path, train, num_samples=3, time_budget_s=60).fit()
+    assert lengths(again) == stood, "it has had its time"
 
+    train = counting(tmp_path, length=max(stood) + 3)
     more = tune.TuneConfig(metric="loss", mode="min", num_samples=3, max_concurrent_trials=2, time_budget_s=10000)
-    run = tune.RunConfig(verbose=0, stop=watch)
+    run = tune.RunConfig(verbose=0)
     results = tune.Tuner.restore(tmp_path / "study", train, tune_config=more, run_config=run).fit()
     assert [result.state for result in results] == [State.DONE] * 3
-    assert lengths(results) == [60] * 3
     for trial in range(3):
-        assert begun(tmp_path, trial) == list(range(1, 61)), "no step is done twice"
+        assert begun(tmp_path, trial) == list(range(1, max(stood) + 4)), "no step is done twice"
 
 
 def test_what_does_not_end_in_time_is_killed(tmp_path: Path, time_flies: Path) -> None:
-    """Told to end in the middle of a step that takes a minute; what it had saved stays."""
+    """Told to end in the middle of a step that takes minutes; what it had said stays."""
 
     def train(config: dict[str, Any]) -> None:
         counting(tmp_path, length=2)(config)
@@ -302,24 +315,6 @@ def test_what_does_not_return_from_a_stop_is_killed(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ failures
-
-
-def fails_at_one(folder: Path) -> Callable[[dict[str, Any]], None]:
-    """x = 1 raises once the other slot's trial runs; the others are `counting`, and slow until x = 1 has run."""
-    failed = folder / "failed"
-
-    def train(config: dict[str, Any]) -> None:
-        if config["x"] == 1:
-            while not begun(folder, 0):
-                time.sleep(0.01)
-            failed.touch()
-            raise RuntimeError("x is 1")
-        while not failed.exists():
-            counting(folder, length=1)(config)
-            time.sleep(0.01)
-        counting(folder)(config)
-
-    return train
 
 
 def test_fail_fast_ends_the_study_which_can_be_resumed(tmp_path: Path) -> None:
@@ -371,22 +366,27 @@ def test_fail_fast_may_raise(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_fails_too_often_fails(tmp_path: Path) -> None:
+    """Each time it goes on from its last checkpoint, that of step 2, and raises in step 4."""
+
     def train(config: dict[str, Any]) -> None:
-        from_step = json.loads(Path(tune.get_checkpoint().path, "state").read_text()) if tune.get_checkpoint() else 0
-        counting(tmp_path, length=2)(config) if not from_step else None
-        if config["x"] == 1:
-            raise RuntimeError(f"from step {from_step}")
+        def at_each_step() -> None:
+            if config["x"] == 1 and begun(tmp_path, 1)[-1] == 4:
+                raise RuntimeError("step 4")
+
+        counting(tmp_path, length=5, at_each_step=at_each_step)(config)
 
     results = tuner(
         tmp_path,
         train,
         space={"x": tune.grid_search([0, 1])},
         num_samples=1,
-        stop={"training_iteration": 99},
         failure_config=tune.FailureConfig(max_failures=2),
+        checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=2),
     ).fit()
     assert [result.state for result in results] == [State.DONE, State.FAILED]
-    assert "RuntimeError: from step " in str(results[1].error)
+    assert begun(tmp_path, 1) == [1, 2, 3, 4, 3, 4, 3, 4]
+    assert lengths(results) == [5, 3]
+    assert str(results[1].error).rstrip().endswith("RuntimeError: step 4")
     over = [row for row in read(tmp_path / "study").rows if isinstance(row, Over)]
     assert len(over) == 2
 
@@ -413,7 +413,7 @@ def test_nan_ends_a_trial_by_policy(on_nan: str, states: list[State], steps: lis
         assert str(results[0].error) == "metric 'loss' was nan; a finite number is needed"
 
 
-# ---------------------------------------------------------------------------------------------- what a trial finds there
+# ------------------------------------------------------------------------------------------- what a trial finds there
 
 
 def test_a_working_directory_logs_and_environment_of_its_own(tmp_path: Path) -> None:
@@ -469,7 +469,7 @@ class Descent(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         self.value -= self.rate
-        return {"loss": self.value, "built": type(self).built, "at": self.iteration + 1}
+        return {"loss": self.value, "built": type(self).built, "stood": self.iteration}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         return {"value": self.value}
@@ -496,12 +496,12 @@ def test_a_class_under_hyperband_is_built_once_a_process(tmp_path: Path) -> None
     rates = {int(result.trial_id): result.config["rate"] for result in results}
     for row in reports:
         assert row["loss"] == pytest.approx(100.0 - row["step"] * rates[row["trial"]])
-        assert row["at"] == row["step"]
+        assert row["stood"] == row["step"] - 1
     assert {row["built"] for row in reports} == {1}, "all others were reset from it"
     assert len({row["pid"] for row in reports}) == 2
 
 
-# ---------------------------------------------------------------------------------------------------- inline, end to end
+# ------------------------------------------------------------------------------------------------ inline, end to end
 
 
 def test_inline(tmp_path: Path) -> None:
@@ -530,7 +530,8 @@ def test_inline_and_ray_take_the_same_decisions_on_one_slot(tmp_path: Path) -> N
     same: dict[str, Any] = {"search_alg": BOHB(), "scheduler": HyperBandScheduler(max_t=3), "num_samples": 8}
     found = []
     for executor in ("inline", "ray"):
-        train = counting(tmp_path, log=False)
+        (tmp_path / executor).mkdir()
+        train = counting(tmp_path / executor)
         tuner(tmp_path / executor, train, executor, max_concurrent_trials=1, **same).fit()
         found.append(decisions(read(tmp_path / executor / "study").rows))
     assert found[0] == found[1]
@@ -570,16 +571,20 @@ def test_objects_in_the_space_are_supplied_again(tmp_path: Path, time_flies: Pat
     assert [result.metrics["loss"] for result in results][1:] == [12.0, 18.0]
 
 
-def test_objects_that_are_not_supplied_are_asked_for(tmp_path: Path, time_flies: Path) -> None:
-    def train(config: dict[str, Any]) -> None:
-        time_flies.touch()
-        while True:
-            tune.report({"loss": float(config["data"].sum())})
-
-    same: dict[str, Any] = {"space": {"data": np.arange(4), "x": tune.uniform(0, 1)}, "num_samples": 1}
-    tuner(tmp_path, train, "inline", time_budget_s=60, **same).fit()
-    with pytest.raises(ValueError, match=r"give param_space again, with the object in it"):
-        tune.Tuner.restore(tmp_path / "study", train, executor="inline").fit()
+def test_objects_that_are_not_supplied_are_asked_for(tmp_path: Path) -> None:
+    space = {
+        "data": np.arange(4),
+        "model": tune.choice([{"activation": np.tanh}, {"$held": ["no", "object", "here"]}]),
+        "x": tune.uniform(0, 1),
+    }
+    results = tuner(tmp_path, counting(tmp_path, length=1), "inline", space=space).fit()
+    assert results.num_errors == 0
+    with pytest.raises(ValueError) as caught:
+        tune.Tuner.restore(tmp_path / "study", counting(tmp_path))
+    assert str(caught.value) == (
+        "param_space must be given again: the study's holds objects, at data, model[0]/activation"
+    )
+    assert len(tune.Tuner.restore(tmp_path / "study", counting(tmp_path), param_space=space).get_results()) == 2
 
 
 @pytest.fixture(autouse=True)

@@ -182,6 +182,7 @@ def test_nothing_piles_up_in_five_hundred_trials(tmp_path: Path) -> None:
             assert before.keys() == after.keys(), "an actor was lost"
             return {pid: grown(before[pid], after[pid]) for pid in before} | {os.getpid(): grown([ours], [held()])}
 
+        desk.run(done=lambda: desk.slots == 2)
         desk.run(sorts(range(100)))
         clean = growth(range(100, 500))
         assert len(clean) == 3
@@ -221,6 +222,7 @@ def waits(config: dict[str, Any]) -> None:
 def warmed_up(executor: RayActors) -> Desk:
     """After trials so short that many leases are given out ahead."""
     desk = Desk(executor)
+    desk.run(done=lambda: desk.slots == 2)  # both are up
     while desk.slots < 16:
         first = len(desk.over)
         assert first < 3000, "no more than that are given out ahead"
@@ -282,24 +284,27 @@ def test_what_waits_in_an_actor_that_is_killed_runs_elsewhere_free_of_charge(tmp
         assert desk.ends([LONG]) == [How.RETURNED]
 
 
-def unwound(desk: Desk, told: Sequence[tuple[int, int]]) -> None:
-    """All of these are, without having run; but for those that were about to return."""
+def unwind_what_waits(executor: RayActors, desk: Desk) -> list[int]:
+    """Tell all that wait in one actor with the long one to end; return them."""
+    (there,) = (worker.leases for worker in executor._workers if worker.leases and worker.leases[0].trial.id == LONG)
+    told = [each.trial.id for each in there][1:]
     assert len(told) > 5
-    ends = dict(zip(told, desk.ends(trial for trial, _ in told), strict=True))
-    assert set(ends.values()) <= {How.UNWOUND, How.RETURNED}
-    assert list(ends.values()).count(How.RETURNED) <= 3
-    assert not [trial for (trial, _), how in ends.items() if how is How.UNWOUND and trial in desk.last]
+    for trial in told:
+        executor.unwind(trial, 1)
+    return told
+
+
+def never_ran(desk: Desk, trials: Sequence[int]) -> bool:
+    return set(desk.ends(trials)) == {How.UNWOUND} and not desk.last.keys() & set(trials)
 
 
 def test_leases_that_wait_in_an_actor_are_unwound_at_once(tmp_path: Path) -> None:
     with actors(waits, tmp_path, ahead=True, grace_s=60.0) as executor:
         desk = warmed_up(executor)
         long_and_others(desk, tmp_path / "go on")
-        told = [key for key in desk.out if key != (LONG, 1)]
-        for key in told:
-            executor.unwind(*key)
+        told = unwind_what_waits(executor, desk)
         desk.run(done=lambda: len(desk.out) == 1, limit_s=20)
-        unwound(desk, told)
+        assert never_ran(desk, told)
         (tmp_path / "go on").touch()
         desk.run()
 
@@ -308,14 +313,12 @@ def test_unwound_leases_that_wait_in_an_actor_that_is_killed_run_nowhere(tmp_pat
     with actors(waits, tmp_path, ahead=True, grace_s=60.0) as executor:
         desk = warmed_up(executor)
         long_and_others(desk, tmp_path / "go on")
-        told = [key for key in desk.out if key != (LONG, 1)]
         os.kill(desk.last[LONG]["pid_seen"], signal.SIGSTOP)  # it is not told any more
-        for key in told:
-            executor.unwind(*key)
+        told = unwind_what_waits(executor, desk)
         os.kill(desk.last[LONG]["pid_seen"], signal.SIGKILL)
         desk.run(limit_s=20)
         assert desk.ends([LONG]) == [Failure.LOST]
-        unwound(desk, told)
+        assert never_ran(desk, told)
 
 
 def taking_back(executor: RayActors, desk: Desk) -> Any:
@@ -333,11 +336,9 @@ def test_a_lease_may_be_unwound_while_it_is_taken_back(tmp_path: Path) -> None:
         desk = warmed_up(executor)
         long_and_others(desk, tmp_path / "go on")
         taking_back(executor, desk)
-        told = [key for key in desk.out if key != (LONG, 1)]
-        for key in told:
-            executor.unwind(*key)
+        told = unwind_what_waits(executor, desk)
         desk.run(done=lambda: len(desk.out) == 1, limit_s=20)
-        unwound(desk, told)
+        assert never_ran(desk, told)
         (tmp_path / "go on").touch()
         desk.run()
 
