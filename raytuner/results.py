@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raytuner.actions import Fork, Proposal, Resume
+from raytuner.actions import Fork, Proposal, Resume, Start
 from raytuner.checkpoints import Checkpoint, Store
 from raytuner.events import Checkpointed, Drop, Ended, How, Over, Proposed
 from raytuner.folder import Folder
@@ -223,18 +223,22 @@ def _results(folder: Folder, record: Record) -> list[Result]:
     configs: dict[int, tuple[Config, int | None]] = {}
     over: dict[int, Over] = {}
     paused: set[int] = set()
+    rungs: dict[int, int] = {}
     checkpoints: dict[int, dict[int, Metrics]] = {}
     for row in record.rows:
         match row:
             case Proposed(trial=trial, answer=Proposal(config=config)):
                 configs[trial] = config, None
-            case Fork(trial, source, config, _):
-                configs[trial] = config, source
+            case Start(trial, until):
+                rungs[trial] = until
+            case Fork(trial, source, config, until):
+                configs[trial], rungs[trial] = (config, source), until
             case Over():
                 over[row.trial] = row
-            case Ended(trial=trial, how=How.REACHED):
+            case Ended(trial=trial, how=How.REACHED, level=level) if level >= rungs[trial]:  # else it goes on at once
                 paused.add(trial)
-            case Resume(trial, _):
+            case Resume(trial, until):
+                rungs[trial] = until
                 paused.discard(trial)
             case Checkpointed(trial=trial, step=step, metrics=metrics):
                 checkpoints.setdefault(trial, {})[step] = metrics

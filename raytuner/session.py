@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn
 
 from raytuner.checkpoints import Checkpoint, Store
@@ -290,8 +291,7 @@ class Session:
         except self._leaves:
             raise
         except BaseException as error:
-            trace = error.__traceback__
-            lines = traceback.format_exception(error.with_traceback(trace.tb_next if trace else None))  # without us
+            lines = traceback.format_exception(error.with_traceback(_without_us(error.__traceback__)))
             return self._failed(Failure.ERROR, "".join(lines))
 
     def _ended(self, how: How) -> Ended:
@@ -381,6 +381,14 @@ _SCALARS = frozenset({bool, int, float, str, type(None)})
 
 def _all_text(names: Mapping[str, Any]) -> bool:
     return all(type(name) is str for name in names)
+
+
+def _without_us(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback that begins with the user's code, if that is in it."""
+    inner = trace
+    while inner is not None and inner.tb_frame.f_globals.get("__name__", "").startswith("raytuner."):
+        inner = inner.tb_next
+    return inner or trace
 
 
 def _reaches(value: Any, most: float) -> bool:

@@ -191,7 +191,6 @@ def test_a_rule_that_raises_ends_fit_with_its_error(tmp_path: Path) -> None:
     assert note.endswith("asked about trial 0 at 1")
 
 
-@pytest.mark.xfail(strict=True, reason="results.py takes every lease's end for a pause; with a rule each report is one")
 def test_a_trial_that_a_rule_has_seen_is_shown_as_running(tmp_path: Path) -> None:
     def stop(trial_id: str, result: dict[str, Any]) -> bool:
         if result["training_iteration"] == 3:
