@@ -63,9 +63,9 @@ class TrialActor:
         """Give back the leases that have not begun."""
         return self._runner.leases.withdraw()
 
-    def unwind(self, trial: int, attempt: int) -> None:
-        """End a lease: one that waits or is parked at once, a running one at its next report."""
-        self._runner.unwind(trial, attempt)
+    def unwind(self, trial: int, attempt: int, parked: bool) -> None:
+        """End a lease: one that waits or is ``parked`` at once, a running one at its next report."""
+        self._runner.unwind(trial, attempt, parked)
 
     def close(self) -> None:
         """Let go of what is parked here, and of what the user's code keeps between trials."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from raytuner.events import Event, Opened
 
+_TICK_S = 30.0
+
 
 class TimeBudget:
     """``limit_s`` seconds with a driver at work, over all the drivers a study has had.
 
-    A driver's time is that from its `Opened` to its last event; that in between drivers is free.
+    A driver's time is that from its `Opened` to its last event; that in between drivers is free. `tick` says when an
+    event is due, if nothing else happens: what no event tells of is not counted if the driver dies.
     """
 
     def __init__(self, limit_s: float) -> None:
@@ -25,11 +28,20 @@ class TimeBudget:
     def note(self, event: Event) -> None:
         """Something happened."""
         if isinstance(event, Opened):
-            if self._opened is not None:
-                self._earlier_s += self._last - self._opened
+            self.died()
             self._opened = self._last = event.at
         else:
             self._last = max(self._last, event.at)
+
+    def died(self) -> None:
+        """There are no more events of the driver that was told of last."""
+        if self._opened is not None:
+            self._earlier_s += self._last - self._opened
+            self._opened = None
+
+    def tick(self, now: float) -> bool:
+        """Whether it is time for a `Ticked`."""
+        return self._opened is not None and now - self._last >= _TICK_S
 
     def left_s(self, now: float) -> float:
         """Seconds that are left; not below 0."""

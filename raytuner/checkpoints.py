@@ -21,17 +21,21 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
 import stat
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from raytuner.durable import make_folders, sync_folder
+
+_log = logging.getLogger(__name__)
 
 MANIFEST = "MANIFEST.json"
 METADATA = ".metadata.json"  # Ray's name for it: a checkpoint written under Ray keeps its metadata here
@@ -258,6 +262,36 @@ class Store:
 
     def _folder(self, trial: int) -> str:
         return os.path.join(self.root, _name("trial", trial))
+
+
+class Janitor:
+    """Deletes a store's checkpoints, in the order in which it is told to, in a thread of its own: that takes time."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="raytuner-janitor")
+
+    def delete(self, trial: int, step: int) -> None:
+        """Remove a checkpoint, soon. One that cannot be removed is left to the next `sweep`."""
+        self._thread.submit(self._delete, trial, step)
+
+    def sweep(self, referenced: Collection[tuple[int, int]]) -> list[str]:
+        """`Store.sweep`, when all that was told before is done."""
+        return self._thread.submit(self._store.sweep, referenced).result()
+
+    def sweep_trial(self, trial: int, referenced: Collection[int]) -> list[str]:
+        """`Store.sweep_trial`, when all that was told before is done."""
+        return self._thread.submit(self._store.sweep_trial, trial, referenced).result()
+
+    def close(self) -> None:
+        """Return when all is done."""
+        self._thread.shutdown()
+
+    def _delete(self, trial: int, step: int) -> None:
+        try:
+            self._store.delete(trial, step)
+        except OSError as error:
+            _log.warning("checkpoint %s could not be deleted: %s", self._store.path(trial, step), error)
 
 
 # ------------------------------------------------------------------------------------------------- the manifest

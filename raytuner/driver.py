@@ -30,6 +30,7 @@ from raytuner.events import (
     Run,
     StopAsked,
     Tell,
+    Ticked,
     Unwind,
 )
 from raytuner.journal import Row, events_of
@@ -100,7 +101,9 @@ class Driver:
         self._owed: dict[int, Ask] = {}
         self._failed: set[int] = set()  # trials whose last attempt failed
         self._stopped: StopAsked | None = None  # what this driver told the study last
-        self._epoch, self.last_event_at = self._replay()
+        self._epoch = self._replay()
+        if budget is not None:
+            budget.died()
         self._last_step = journal.last_steps()
 
     def run(
@@ -116,8 +119,8 @@ class Driver:
         if self._study.finished is None or not self._study.finished.complete:
             self._turn([Opened(self._clock.now(), self._epoch + 1)], executor, owed=list(self._owed.values()))
         while self._study.finished is None:
-            stop = self._stop(asked())
-            self._turn([stop] if stop else executor.wait(tick_s), executor)
+            due = self._stop(asked()) or self._tick()
+            self._turn([due] if due else executor.wait(tick_s), executor)
         return self._study.finished
 
     def _stop(self, asked: str | None) -> StopAsked | None:
@@ -129,6 +132,11 @@ class Driver:
         if asked is None and self._budget is not None and not self._budget.left_s(now):
             asked = self._budget.reason
         return StopAsked(now, asked) if asked and self._stopped is None else None
+
+    def _tick(self) -> Ticked | None:
+        """An event to tell the record that time goes by, if a budget needs one."""
+        now = self._clock.now()
+        return Ticked(now) if self._budget is not None and self._budget.tick(now) else None
 
     # ---------------------------------------------------------------------------------------------------- a turn
 
@@ -225,9 +233,9 @@ class Driver:
 
     # ------------------------------------------------------------------------------------------------- the replay
 
-    def _replay(self) -> tuple[int, float | None]:
-        """Put the study and the searcher where the record ends; return its last epoch and time."""
-        epoch, at = 0, None
+    def _replay(self) -> int:
+        """Put the study and the searcher where the record ends; return its last epoch."""
+        epoch = 0
         recorded = list(events_of(self._journal.rows()))
         answers: dict[int, deque[Answer]] = {}
         for event, _ in recorded:
@@ -236,7 +244,6 @@ class Driver:
         for event, decisions in recorded:
             if isinstance(event, Opened):
                 epoch = event.epoch
-            at = event.at
             if isinstance(event, Proposed):
                 self._owed.pop(event.trial, None)
             try:
@@ -245,7 +252,7 @@ class Driver:
                 raise ReplayDiffers(_message(event, decisions, f"to fail: {error}")) from error
             if taken != decisions:
                 raise ReplayDiffers(_difference(event, decisions, taken))
-        return epoch, at
+        return epoch
 
     def _rehearse(self, event: Event, answers: dict[int, deque[Answer]]) -> list[Decision]:
         """Handle a recorded event: the searcher is told and reminded of its recorded answers, nothing is issued."""

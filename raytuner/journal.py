@@ -108,12 +108,6 @@ class Journal:
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="raytuner-sync")  # has no thread before it is needed
         self._sync_s = 0.0  # how long an fsync takes
 
-    @property
-    def complete(self) -> bool:
-        """Whether the record, when this journal was opened, ended with the study's end."""
-        last = self._before[0][-1].batch.slice(self._before[0][-1].batch.num_rows - 1) if self._before[0] else None
-        return last is not None and (last["kind"][0].as_py(), last["number"][0].as_py()) == ("finish", 1)
-
     def rows(self) -> Iterator[Row]:
         """What was recorded before this journal was opened, in order."""
         return _rows(self._before[0])
@@ -153,7 +147,7 @@ class Journal:
     def _sync(self, tables: Sequence[_Table]) -> None:
         """Bring tables to disk. A file system that is asked for two at once often needs one flush for them; but a fast
         one is not worth a thread."""
-        last, *others = tables
+        first, *others = tables
         under_way = []
         if self._sync_s > _WORTH_A_THREAD_S:
             under_way = [self._helper.submit(table.sync) for table in others]
@@ -162,7 +156,7 @@ class Journal:
                 table.sync()
         begun = time.perf_counter()
         try:
-            last.sync()
+            first.sync()
         finally:
             wait(under_way)
         for each in under_way:
@@ -228,6 +222,18 @@ class Journal:
             else:
                 columns.append(_column(metrics[name], kind))
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+
+def is_complete(root: Path) -> bool:
+    """Whether a study's record ends with the study's end; only its last pages are looked at."""
+    segments = _Table(root / "journal").segments()
+    turns = read_segment(segments[-1], last=True)[0] if segments else []
+    if not turns:
+        return False
+    rows = list(_rows(turns[-1:]))
+    if not (isinstance(rows[-1], Finish) and rows[-1].complete):
+        return False
+    return not turns[-1].joint or bool(read(root).rows[-1:] == rows[-1:])  # its other half may be missing
 
 
 @dataclass(frozen=True, slots=True)

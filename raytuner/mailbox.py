@@ -33,6 +33,7 @@ class Leases:
         self._changed = threading.Condition()
         self._taken: tuple[int, int] | None = None  # trial and attempt of the last
         self._unwound = False  # whether that is to end
+        self._parked = False  # whether it is over, and its trial waits for the next
         self._closed = False
 
     def add(self, leases: Iterable[Lease]) -> None:
@@ -47,14 +48,18 @@ class Leases:
             self._waiting.clear()
             return leases
 
-    def unwind(self, trial: int, attempt: int) -> bool:
-        """Have a lease end; whether it only waited, and is gone now."""
+    def unwind(self, trial: int, attempt: int, parked: bool = False) -> bool:
+        """Have a lease end; whether it only waited, and is gone now.
+
+        ``parked``: the lease is over already, and its trial is to go. Otherwise, if the trial has parked meanwhile,
+        nothing happens: whoever asks will hear of it, and knows best what is to become of the trial.
+        """
         with self._changed:
             for lease in self._waiting:
                 if (lease.trial.id, lease.attempt) == (trial, attempt):
                     self._waiting.remove(lease)
                     return True
-            if self._taken == (trial, attempt):
+            if self._taken == (trial, attempt) and self._parked == parked:
                 self._unwound = True
                 self._changed.notify()
             return False
@@ -86,6 +91,11 @@ class Leases:
             self._changed.wait_for(lambda: self._waiting or self._closed, timeout_s)
             return self._take() if self._waiting else None
 
+    def park(self) -> None:
+        """The lease that was taken last is over; its trial will ask for the `next_of` it."""
+        with self._changed:
+            self._parked = True
+
     def next_of(self, trial: int) -> Lease | None:
         """Wait, with this trial parked, for its next lease; None when it must make room."""
         with self._changed:
@@ -96,7 +106,7 @@ class Leases:
 
     def _take(self) -> Lease:
         lease = self._waiting.popleft()
-        self._taken, self._unwound = (lease.trial.id, lease.attempt), False
+        self._taken, self._unwound, self._parked = (lease.trial.id, lease.attempt), lease.last, False
         return lease
 
 

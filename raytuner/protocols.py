@@ -75,8 +75,9 @@ class Executor(Protocol):
     def wait(self, timeout_s: float | None) -> Sequence[Event]:
         """Block until something happened, or the timeout (None: for ever); in the order in which it happened."""
 
-    def close(self) -> None:
-        """End everything that runs and give all resources back."""
+    def close(self, at_once: bool = False) -> None:
+        """End everything that runs and give all resources back; code that was told to end may first, unless
+        ``at_once``."""
 
 
 class Clock(Protocol):

@@ -32,5 +32,5 @@ class Retries:
                 return self.max_failures == -1 or errors <= self.max_failures
             case Failure.LOST:
                 return losses <= self.max_losses
-            case Failure.NO_METRIC | Failure.NOT_FINITE:
+            case Failure.NO_METRIC | Failure.NOT_FINITE | Failure.NO_RESOURCES:
                 return False

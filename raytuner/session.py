@@ -12,6 +12,7 @@ it takes what comes from its `Leases`.
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import numbers
 import threading
@@ -30,6 +31,8 @@ from raytuner.mailbox import Frame, Leases, Outbox, Said, row_of
 from raytuner.objective import AUTOMATIC, Objective
 from raytuner.surroundings import Surroundings
 from raytuner.trial import Failure, Lease, Slot
+
+_log = logging.getLogger(__name__)
 
 
 class TrialEnded(BaseException):
@@ -96,7 +99,7 @@ class Session:
 
     ``place``: where it runs (``hostname``, ``node_ip``, ``pid``), added to each report. ``outbox``: where what is said
     goes. ``leases``: where the trial's further ones come from. ``leaves``: errors that are no matter of the trial's;
-    `run` raises them. ``overdue``: called if the function, once it was parked, does not return within the grace period.
+    `run` raises them. ``overdue``: called if the function does not return within the grace period once it was told to.
     """
 
     def __init__(
@@ -124,7 +127,7 @@ class Session:
         self._store = Store(rules.checkpoints)
         self._around = Surroundings(folder, rules.chdir, rules.stdout, rules.stderr)
         self._step = self._origin = lease.checkpoint or 0
-        self._level = float(self._step)
+        self._level = float(self._step) if rules.time_attr == "training_iteration" else -math.inf
         self._last: Said | None = None
         self._resumed = self._before = time.monotonic()
         self._frame = Frame(lease, self._origin, 0.0, place)
@@ -138,15 +141,16 @@ class Session:
     def run(self) -> None:
         """Run the function, in this thread, to its end."""
         _here.session = self
+        last = None
         try:
             last = self._run()
-            if not self._told:
-                self._outbox.put(last, urgent=not self._leases.more)
         finally:
             _here.session = None
-            self._around.forget()
+            self._around.forget(ours=not self._told)
             if self._alarm is not None:
                 self._alarm.cancel()
+            if last is not None and not self._told:
+                self._outbox.put(last, urgent=not self._leases.more)
 
     # -------------------------------------------------------------------------------------- the function's side
 
@@ -160,15 +164,9 @@ class Session:
         said = self._take(metrics, checkpoint is not None)
         if checkpoint is not None:
             self._publish(checkpoint, said[1])
-        self._tell(said)
-        if self._stops(said):
-            self._how = How.STOPPED
-            self._end()
         declined, self._declined = self._declined, False
-        if self._leases.unwound and not declined:  # else after the next, for which `should_checkpoint` is true
-            self._end()
-        if self.lease.each_report or self._level >= self.lease.until:
-            self._park()
+        # Declined: it ends after the next report, for which `should_checkpoint` is true.
+        self._go_on(said, How.STOPPED if self._stops(said) else None, unwinds=not declined)
 
     def report_step(
         self,
@@ -179,27 +177,32 @@ class Session:
     ) -> None:
         """`report` for class trainables, whose checkpoint is made when it is known whether this report needs one."""
         said = self._take(metrics, False)
-        every, ends = self._rules.checkpoint_every, done or self._stops(said)
-        unwound, self._declined = self._leases.unwound, False
+        ends = How.RETURNED if done else How.STOPPED if self._stops(said) else None
+        every = self._rules.checkpoint_every
+        unwinds = self._leases.unwound  # if that comes later, it ends after the next report, which is saved
         needed = (
             wants_checkpoint
-            or unwound
+            or unwinds
             or said[2] >= self.lease.until
             or (every > 0 and said[1] % every == 0)
-            or (ends and self._rules.checkpoint_at_end)
+            or (ends is not None and self._rules.checkpoint_at_end)
         )
         if needed:
             with save() as checkpoint:  # its files are gone before this parks
                 if checkpoint is not None:
                     self._publish(checkpoint, said[1])
                     said = (*said[:6], True, said[7])
+        self._go_on(said, ends, unwinds)
+
+    def _go_on(self, said: Said, ends: How | None, unwinds: bool) -> None:
+        """A report is made. The trial ends with it (``ends``), or is parked, or may be unwound; else this returns."""
         self._tell(said)
-        if ends:
-            self._how = How.RETURNED if done else How.STOPPED
-            self._end()
-        if unwound:  # else after the next, which is saved
-            self._end()
-        if self.lease.each_report or self._level >= self.lease.until:
+        if ends is not None:
+            self._end(ends)
+        reached = self._level >= self.lease.until
+        if unwinds and not reached and self._leases.unwound:
+            self._end(How.UNWOUND)
+        if reached or self.lease.each_report:
             self._park()
 
     def should_checkpoint(self) -> bool:
@@ -241,7 +244,7 @@ class Session:
             reading = objective.read(row_of(said))
             if reading.failure is not None and (reading.failure is Failure.NO_METRIC or not objective.patient):
                 self._refused = self._failed(reading.failure, reading.message)
-                self._end()
+                self._end(How.STOPPED)
 
     def _stops(self, said: Said) -> bool:
         """Whether a report meets the run's stop rule."""
@@ -257,24 +260,26 @@ class Session:
         """A lease is over; wait for the trial's next one."""
         self._around.leave()
         ran_s = self._frame.ran_s + self._seconds()
+        self._leases.park()  # before anybody hears of it
         self._outbox.put(self._ended(How.REACHED))
         self._told = True
         lease = self._leases.next_of(self.lease.trial.id)
         if lease is None:
-            if self._overdue is not None:
-                self._alarm = threading.Timer(self._rules.grace_s, self._overdue)
-                self._alarm.daemon = True
-                self._alarm.start()
             self._around.enter()  # for what the function does in its ``finally``
-            self._end()
+            self._end(How.UNWOUND)
         self._told = False
         self.lease = lease
         self._frame = Frame(lease, self._origin, ran_s, self._frame.place)
         self._resumed = self._before = time.monotonic()
         self._around.enter()
 
-    def _end(self) -> NoReturn:
-        self._over = True
+    def _end(self, how: How) -> NoReturn:
+        """Have the function return; whatever it does now, this is how its lease has ended."""
+        self._over, self._how = True, how
+        if self._overdue is not None:
+            self._alarm = threading.Timer(self._rules.grace_s, self._overdue)
+            self._alarm.daemon = True
+            self._alarm.start()
         raise TrialEnded
 
     def _run(self) -> Ended | Failed:
@@ -283,16 +288,18 @@ class Session:
             if self.lease.checkpoint is not None:
                 self.checkpoint = self._store.load(self.lease.donor, self.lease.checkpoint)
             last = self._train(self.lease.trial.config)
-            if isinstance(last, Mapping):
+            if isinstance(last, Mapping) and not self._over:
                 self.report(last, None)
-            return self._ended(How.RETURNED)
-        except TrialEnded:
-            return self._refused or self._ended(How.UNWOUND if self._leases.unwound else self._how)
         except self._leaves:
             raise
+        except TrialEnded:
+            pass
         except BaseException as error:
             lines = traceback.format_exception(error.with_traceback(_without_us(error.__traceback__)))
-            return self._failed(Failure.ERROR, "".join(lines))
+            if not self._over:
+                return self._failed(Failure.ERROR, "".join(lines))
+            _log.warning("trial %d raised an error when it was told to end:\n%s", self.lease.trial.id, "".join(lines))
+        return self._refused or self._ended(self._how)
 
     def _ended(self, how: How) -> Ended:
         lease = self.lease
@@ -345,9 +352,9 @@ class Runner:
             self._train, lease, self._rules, self._place, self.outbox, self.leases, self._leaves, self._overdue
         ).run()
 
-    def unwind(self, trial: int, attempt: int) -> None:
-        """End a lease: one that waits or is parked at once, a running one at its next report."""
-        if self.leases.unwind(trial, attempt):
+    def unwind(self, trial: int, attempt: int, parked: bool) -> None:
+        """End a lease: one that waits or is ``parked`` at once, a running one at its next report."""
+        if self.leases.unwind(trial, attempt, parked):
             self.outbox.put(Ended(time.time(), trial, attempt, How.UNWOUND, 0, 0.0, {}))
 
     def close(self) -> None:

@@ -7,10 +7,8 @@ order, so that what it remembers is what it remembered; what it answers then is 
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeGuard
 
@@ -33,14 +31,9 @@ class Stopper(ABC):
 
 
 class Watch:
-    """Consults a stop rule about each report; each is shown to it once.
-
-    A rule that is an object is copied where it can be: every driver begins with one that has seen nothing.
-    """
+    """Consults a stop rule about each report; each is shown to it once, so that the rule must have seen none before."""
 
     def __init__(self, rule: StopRule) -> None:
-        with suppress(Exception):  # it holds what cannot be copied: then this is its only life
-            rule = copy.deepcopy(rule)
         self._rule = rule
         self._stop_all: Callable[[], bool] = getattr(rule, "stop_all", lambda: False)
         self._steps: dict[int, int] = {}  # the last that was shown, of each trial

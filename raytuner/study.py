@@ -55,6 +55,7 @@ _GIVEN_UP = {
     Failure.LOST: Why.LOST,
     Failure.NO_METRIC: Why.NO_VALUE,
     Failure.NOT_FINITE: Why.NO_VALUE,
+    Failure.NO_RESOURCES: Why.NO_RESOURCES,
 }
 
 
@@ -97,6 +98,7 @@ class Study:
         self._due: deque[int] = deque()  # running trials whose lease waits for a slot
         self._held: Counter[tuple[int, int]] = Counter()  # (trial, step) -> live forks that start from it
         self._stopping: Finish | None = None
+        self._saving: set[int] = set()  # trials that make one more step, to save it, while the study ends early
         self._out: list[Command] = []
 
     # ------------------------------------------------------------------------------------------------ the outside
@@ -153,6 +155,7 @@ class Study:
         """Whatever ran is dead with the driver that ran it: its leases are given out anew, free of charge."""
         self._slots = 0
         self._busy.clear()
+        self._saving.clear()
         if self._stopping and not self._stopping.complete:
             self._stopping = None
         if self.finished and not self.finished.complete:
@@ -217,13 +220,19 @@ class Study:
         del self._busy[event.trial, event.attempt]
         entry = self.ledger[event.trial]
         entry.spent += event.spent
+        if entry.state.over and event.how.parks:
+            self._out.append(Unwind(event.trial, event.attempt))  # it did not know
         if entry.state.over or event.how is How.UNWOUND:
             return  # an unwound trial that is not over keeps its lease: it goes on when the study is resumed
         entry.losses, entry.heard = 0, None
         if event.step >= entry.step and event.metrics:
             entry.step, entry.level, entry.metrics = event.step, event.level, event.metrics
         if event.how is How.REACHED and event.level < entry.until:
-            self._due.appendleft(event.trial)  # it waits where it ran: whoever came first there would drive it out
+            if self._stopping is None:
+                self._due.appendleft(event.trial)  # it waits where it ran: whoever came first there would drive it out
+            elif event.step not in entry.checkpoints and event.trial not in self._saving:
+                self._saving.add(event.trial)  # it did not save this step: one more, which it will
+                self._issue(entry, event.at, last=True)
             return
         reading = self.objective.read(entry.metrics)
         if reading.failure is not None:
@@ -444,7 +453,7 @@ class Study:
         self._due.append(entry.trial.id)
         self._out.append(Retry(entry.trial.id, newest[1] if newest else None))
 
-    def _issue(self, entry: Entry, at: float) -> None:
+    def _issue(self, entry: Entry, at: float, last: bool = False) -> None:
         donor, checkpoint = entry.newest or (entry.trial.id, None)
         entry.attempt += 1
         if entry.since is None:
@@ -463,6 +472,7 @@ class Study:
                     origin=entry.origin,
                     spent=entry.spent,
                     each_report=self._each_report,
+                    last=last,
                 )
             )
         )

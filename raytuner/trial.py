@@ -64,6 +64,7 @@ class Why(Enum):
     LOST = "its worker was lost too often without progress"
     NO_VALUE = "it did not report a usable value of the metric"
     NO_SOURCE = "the trial it was to continue from has no checkpoint"
+    NO_RESOURCES = "what it was to reserve cannot be had"
     STUDY_STOPPED = "the run's stop rule ended the study"
 
     @property
@@ -83,6 +84,7 @@ class Failure(Enum):
     LOST = "the worker was lost"
     NO_METRIC = "a report did not hold the metric"
     NOT_FINITE = "the metric was not a finite number"
+    NO_RESOURCES = "what it was to reserve cannot be had"
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +251,8 @@ class Lease:
     trial is not parked where it runs (None: from the beginning); ``donor`` is the trial it belongs to.
     ``since`` and ``origin`` are the time at which, and the step from which, this run was first begun: a driver that
     died and came back leaves both as they were. ``spent``: seconds of slot time in earlier leases. ``each_report``:
-    the lease ends at the next report, whether or not that reaches ``until``.
+    the lease ends at the next report, whether or not that reaches ``until``. ``last``: the trial makes one more step,
+    which is to be saved, and its function ends.
     """
 
     trial: Trial
@@ -262,6 +265,7 @@ class Lease:
     origin: int
     spent: float = 0.0
     each_report: bool = False
+    last: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,19 +6,21 @@ its results at once when it is over. Another space, metric, searcher or schedule
 
 from __future__ import annotations
 
+import copy
 import json
 import secrets
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raytuner.budget import TimeBudget
-from raytuner.checkpoints import CheckpointConfig, Store
+from raytuner.checkpoints import CheckpointConfig, Janitor, Store
 from raytuner.folder import Folder, Lock, NoStudy
 from raytuner.interrupts import Interrupts
 from raytuner.objective import Objective
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
     from raytuner.events import Finish
     from raytuner.executors.inline import Inline
     from raytuner.executors.ray_actors import RayActors
-    from raytuner.journal import Journal
     from raytuner.results import ResultGrid
     from raytuner.study import Study
 
@@ -220,6 +221,7 @@ class Tuner:
         if self._run.checkpoint_config.checkpoint_at_end and not isinstance(self._train, type):
             raise ValueError("checkpoint_at_end is for class trainables; a function reports its last checkpoint itself")
         self._config = config
+        self._stop_rules = _lives_of(self._run.stop) if is_rule(self._run.stop) else iter(())
         self._searcher.build(self._space, 0)  # a searcher that cannot search this space says so now
         storage = Path(self._run.storage_path or _STORAGE).expanduser().absolute()
         name = self._run.name or f"{name_of(self._train)}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
@@ -234,48 +236,38 @@ class Tuner:
         Raises `raytuner.StudyInUse` if another process runs it; ValueError if another study has its name, or if the
         cluster can never give what a trial reserves; TypeError if a trial's code cannot be sent to its process.
         """
-        from raytuner.journal import Journal
+        from raytuner.journal import is_complete
         from raytuner.results import ResultGrid
 
         with Lock(self._folder.root):
             seed = self._known_seed()
-            if seed is not None:
-                journal = Journal(self._folder.root)
-                if journal.complete:
-                    journal.close()
-                    return ResultGrid(self._folder.root)
-                journal.close()
-            self._live(seed)
+            if seed is None or not is_complete(self._folder.root):
+                self._live(seed)
         return ResultGrid(self._folder.root)
 
     def _live(self, seed: int | None) -> None:
         """One driver's life. The trials' processes warm up while the study is prepared."""
-        from raytuner.journal import Journal
-
         executor = self._start()
         interrupts = Interrupts()
+        finish = None
         try:
             with interrupts:
-                if seed is None:
-                    seed = self._begin()
-                journal = Journal(self._folder.root)
-                try:
-                    finish = self._drive(executor, journal, seed, lambda: interrupts.asked)
-                finally:
-                    journal.close()
+                finish = self._drive(executor, self._begin() if seed is None else seed, lambda: interrupts.asked)
                 executor.close()
         except KeyboardInterrupt:
             executor.close(at_once=True)
-            self._tell_how_to_go_on("Left at once.")
+            if finish is None or not finish.complete:
+                self._tell_how_to_go_on("Left at once.")
             raise SystemExit(interrupts.status or 130) from None
         except BaseException:
             executor.close(at_once=True)
             raise
-        if not finish.complete:
-            self._tell_how_to_go_on(f"The study ended early: {finish.reason}.")
+        if finish.complete:
+            return
+        self._tell_how_to_go_on(f"The study ended early: {finish.reason}.")
         if interrupts.asked is not None:
             raise SystemExit(interrupts.status)
-        if not finish.complete and self._run.failure_config.fail_fast == "raise":
+        if self._run.failure_config.fail_fast == "raise":
             self._raise_failure()
 
     def _start(self) -> RayActors | Inline:
@@ -292,11 +284,10 @@ class Tuner:
             raise SystemExit(interrupts.status)
         return executor
 
-    def _drive(
-        self, executor: RayActors | Inline, journal: Journal, seed: int, asked: Callable[[], str | None]
-    ) -> Finish:
+    def _drive(self, executor: RayActors | Inline, seed: int, asked: Callable[[], str | None]) -> Finish:
         from raytuner.driver import Driver
         from raytuner.executors.inline import Inline
+        from raytuner.journal import Journal
         from raytuner.progress import Progress
 
         study = self._study(seed)
@@ -310,22 +301,23 @@ class Tuner:
             slot=self._slot if isinstance(self._slot, Slot) else None,
             limit_s=None if budget is None else lambda: budget.left_s(clock.now()),
         )
-        driver = Driver(
-            study,
-            self._searcher.build(self._space, seed),
-            journal,
-            Store(self._folder.checkpoints),
-            clock,
-            [progress] if self._run.verbose else [],
-            Watch(self._run.stop) if is_rule(self._run.stop) else None,
-            budget,
-        )
+        with closing(Journal(self._folder.root)) as journal, closing(Janitor(Store(self._folder.checkpoints))) as shelf:
+            driver = Driver(
+                study,
+                self._searcher.build(self._space, seed),
+                journal,
+                shelf,
+                clock,
+                [progress] if self._run.verbose else [],
+                Watch(next(self._stop_rules)) if is_rule(self._run.stop) else None,
+                budget,
+            )
 
-        def drive() -> Finish:
-            return driver.run(executor, _TICK_S, asked)
+            def drive() -> Finish:
+                return driver.run(executor, _TICK_S, asked)
 
-        with progress:
-            return executor.serve(drive) if isinstance(executor, Inline) else drive()
+            with progress:
+                return executor.serve(drive) if isinstance(executor, Inline) else drive()
 
     def _executor(self) -> RayActors | Inline:
         at_end = self._run.checkpoint_config.checkpoint_at_end
@@ -367,11 +359,16 @@ class Tuner:
         if not self._folder.exists():
             print(what, flush=True)
             return
-        lines = [f"{what} Nothing is lost. To go on:"]
+        lines = [f"{what} Nothing that was recorded is lost. To go on:"]
         if self._run.name is not None and Path(sys.argv[0]).is_file():
             lines.append(f"  {shlex.join(sys.orig_argv)}")
             lines.append("or, from Python:")
-        lines.append(f"  Tuner.restore({str(self._folder.root)!r}, {name_of(self._train)}).fit()")
+        train = name_of(self._train)
+        train = train if isinstance(self._slot, Slot) else f"with_resources({train}, …)"
+        arguments = [repr(str(self._folder.root)), train]
+        arguments += ["param_space=…"] if self._space.objects else []
+        arguments += ["run_config=RunConfig(stop=…)"] if is_rule(self._run.stop) else []
+        lines.append(f"  Tuner.restore({', '.join(arguments)}).fit()")
         print("\n".join(lines), flush=True)
 
     def _raise_failure(self) -> None:
@@ -593,14 +590,31 @@ def _space_differences(known: Any, space: Space) -> list[str]:
 
 
 def _stop_rule(stop: Mapping[str, float] | StopRule | None) -> dict[str, Any]:
-    """A stop rule as JSON; of one that is code the name."""
+    """A stop rule as JSON; of one that is code the name, which is the same in a script and where that is imported."""
     if stop is None or isinstance(stop, Mapping):
         return dict(stop or {})
-    return {"function": qualified_name(stop)}
+    return {"function": _short_name(stop)}
+
+
+def _lives_of(rule: StopRule) -> Iterator[StopRule]:
+    """A stop rule for each `fit`: first the user's own, then, since that has seen reports, copies of it as it was."""
+    as_it_was = rule
+    with suppress(Exception):  # it cannot be copied: then it serves again
+        as_it_was = copy.deepcopy(rule)
+    yield rule
+    while True:
+        yield copy.deepcopy(as_it_was) if as_it_was is not rule else rule
 
 
 def _resources(slot: Slot | Callable[[Config], Slot]) -> dict[str, Any]:
-    return {**asdict(slot), "custom": dict(slot.custom)} if isinstance(slot, Slot) else {"function": repr(slot)}
+    if isinstance(slot, Slot):
+        return {**asdict(slot), "custom": dict(slot.custom)}
+    return {"function": _short_name(getattr(slot, "resources", slot))}
+
+
+def _short_name(function: object) -> str:
+    name: str = getattr(function, "__qualname__", type(function).__qualname__)
+    return name
 
 
 def _whole(name: str, value: object, least: int, or_else: int | None) -> None:

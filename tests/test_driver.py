@@ -287,7 +287,6 @@ def test_a_driver_goes_on_where_the_last_one_died() -> None:
     driver = bench.live(Scripted(*plan))
     assert bench.calls == []  # a replay issues nothing
     assert (bench.recalled, bench.asked, bench.told) == ([0, 1, 2], [], told)
-    assert driver.last_event_at == 100.0
     bench.die(driver)
     assert bench.calls[0] == ("sweep", {(0, 1)})
     assert bench.record[len(before)] == Opened(100.0, 2)

@@ -140,13 +140,54 @@ def test_an_empty_folder_becomes_the_next_trials(tmp_path: Path, home: Path) -> 
         assert Path.cwd() == tmp_path / name
         assert sorted(os.listdir(tmp_path)) == ["home", name]
         around.forget()
+        assert not (tmp_path / name).exists()
     other = Surroundings(tmp_path / "elsewhere" / "three", True, None, None)
     other.enter()
-    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "home"]
     Path("model.pt").write_text("weights")
     other.forget()
     clear_spares()
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "home"]
     assert (tmp_path / "elsewhere" / "three" / "model.pt").exists()
+
+
+def test_a_folder_that_is_kept_cannot_be_anothers(tmp_path: Path, home: Path) -> None:
+    """A trial that is over here goes on in another process, whose folder must not be taken for the next one here."""
+    first = Surroundings(tmp_path / "one", True, None, None)
+    first.enter()
+    first.forget()
+    elsewhere = tmp_path / "one"
+    elsewhere.mkdir()
+    (elsewhere / "weights").write_text("of another process")
+    second = Surroundings(tmp_path / "two", True, None, None)
+    second.enter()
+    assert (elsewhere / "weights").exists()
+    assert os.listdir(tmp_path / "two") == []
+    second.forget()
+    clear_spares()
+
+
+def test_a_folder_in_which_others_may_be_is_left(tmp_path: Path, home: Path) -> None:
+    around = Surroundings(tmp_path / "one", True, None, None)
+    around.enter()
+    around.forget(ours=False)
+    assert (tmp_path / "one").is_dir()
+    following = Surroundings(tmp_path / "two", True, None, None)
+    following.enter()
+    assert (tmp_path / "one").is_dir()
+    following.forget()
+    clear_spares()
+
+
+def test_an_empty_folder_does_not_take_the_place_of_an_empty_one(tmp_path: Path, home: Path) -> None:
+    """Somebody may be in it."""
+    (tmp_path / "two").mkdir()
+    inode = (tmp_path / "two").stat().st_ino
+    for name in ("one", "two"):
+        around = Surroundings(tmp_path / name, True, None, None)
+        around.enter()
+        around.forget()
+    assert (tmp_path / "two").stat().st_ino == inode
+    clear_spares()
 
 
 def test_an_empty_folder_does_not_take_the_place_of_a_full_one(tmp_path: Path, home: Path) -> None:
@@ -156,6 +197,7 @@ def test_an_empty_folder_does_not_take_the_place_of_a_full_one(tmp_path: Path, h
         around = Surroundings(tmp_path / name, True, None, None)
         around.enter()
         around.forget()
+    clear_spares()
     assert sorted(os.listdir(tmp_path)) == ["home", "two"]
     assert os.listdir(tmp_path / "two") == ["model.pt"]
 

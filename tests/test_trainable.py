@@ -75,13 +75,14 @@ class Actor:
         raise TimeoutError("the lease does not end")
 
     def tell_to_end(self) -> None:
-        """Tell what runs or is parked."""
+        """Tell what runs."""
         assert self.session is not None
         self._leases.unwind(self.session.lease.trial.id, self.session.lease.attempt)
 
     def unwind(self) -> None:
         """End what is parked."""
-        self.tell_to_end()
+        assert self.session is not None
+        self._leases.unwind(self.session.lease.trial.id, self.session.lease.attempt, parked=True)
         assert self._idle.wait(30)
 
     def close(self) -> None:

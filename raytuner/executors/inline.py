@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from raytuner.events import Event, Reported, Slots
+from raytuner.events import Ended, Event, Reported, Slots
 from raytuner.session import Rules, Runner
 from raytuner.surroundings import clear_spares
 from raytuner.trial import Lease, Reports
@@ -39,6 +39,7 @@ class Inline:
         self._runner = Runner(self._run, rules, place, leaves=(KeyboardInterrupt, bdb.BdbQuit))
         self._begun = False
         self._left = False
+        self._parked: int | None = None  # as far as the driver knows
 
     def serve(self, drive: Callable[[], _T]) -> _T:
         """Call ``drive``, which uses this executor, in another thread, and run here what it gives out.
@@ -71,10 +72,11 @@ class Inline:
         return outcome[0]
 
     def run(self, lease: Lease) -> None:
+        self._parked = None
         self._runner.leases.add([lease])
 
     def unwind(self, trial: int, attempt: int) -> None:
-        self._runner.unwind(trial, attempt)
+        self._runner.unwind(trial, attempt, parked=self._parked == trial)
 
     def wait(self, timeout_s: float | None) -> Sequence[Event]:
         if not self._begun:
@@ -83,10 +85,14 @@ class Inline:
         said = self._runner.outbox.take(timeout_s)
         if self._left:
             raise Left
-        return [
-            Reported(item.at[-1], item.trial, item.attempt, item) if isinstance(item, Reports) else item
-            for item in said
-        ]
+        events: list[Event] = []
+        for item in said:
+            if isinstance(item, Reports):
+                events.append(Reported(item.at[-1], item.trial, item.attempt, item))
+            else:
+                self._parked = item.trial if isinstance(item, Ended) and item.how.parks else None
+                events.append(item)
+        return events
 
     def close(self, at_once: bool = False) -> None:
         """The thread that serves ends what is parked, and closes the user's code, when the driver returns."""

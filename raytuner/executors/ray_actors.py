@@ -24,7 +24,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from raytuner.actor import TrialActor
 from raytuner.events import Ended, Event, Failed, How, Reported, Slots
-from raytuner.executors.room import fits_beside, slots_in, wants
+from raytuner.executors.room import fits_beside, least, slots_in
 from raytuner.mailbox import Item
 from raytuner.session import Rules
 from raytuner.trial import Config, Failure, Lease, Reports, Slot
@@ -93,8 +93,8 @@ class RayActors:
             for _ in range(fit if most is None else min(fit, most)):
                 self._hire(slot)
         self._waiting: deque[Lease] = deque()  # for an actor that is up and free
-        self._moves: dict[int, int] = {}  # each trial's last attempt that moved: one moves once
-        self._least: Slot | None = None  # the smallest slot that a configuration asked for
+        self._moved: set[int] = set()  # trials that were given another actor, free of charge: each is once
+        self._least: Slot | None = None  # the least of each resource that a configuration asked for
         self._grace_s = rules.grace_s
         self._deadlines: dict[tuple[int, int], float] = {}  # when unwound leases must be over
         self._ahead_allowed, self._ahead, self._lease_s = ahead, 0, 0.2
@@ -108,6 +108,8 @@ class RayActors:
 
     def run(self, lease: Lease) -> None:
         self._waiting.append(lease)
+        if lease.last:
+            self._deadlines[lease.trial.id, lease.attempt] = time.monotonic() + self._grace_s
 
     def unwind(self, trial: int, attempt: int) -> None:
         for lease in self._waiting:
@@ -122,10 +124,10 @@ class RayActors:
                 worker.leases.remove(out)
                 self._events.append(_unwound(out))
             elif out is not None:
-                worker.actor.unwind.remote(trial, attempt)
+                worker.actor.unwind.remote(trial, attempt, parked=False)
                 self._deadlines[trial, attempt] = time.monotonic() + self._grace_s
             elif worker.parked == trial:
-                worker.actor.unwind.remote(trial, attempt)
+                worker.actor.unwind.remote(trial, attempt, parked=True)
                 worker.parked = None
 
     def wait(self, timeout_s: float | None) -> Sequence[Event]:
@@ -231,10 +233,10 @@ class RayActors:
             trial = first.trial.id
             if self._deadlines.pop((trial, first.attempt), None) is not None:
                 last = _unwound(first)
-            elif worker.heard or self._moves.get(trial) == first.attempt:
+            elif worker.heard or trial in self._moved:
                 last = _failed(first, Failure.LOST, str(error))
             else:  # its actor died before it began, perhaps of the trial that was there before
-                self._moves[trial] = first.attempt
+                self._moved.add(trial)
                 worker.leases.appendleft(first)
         self._replace(worker)
         self._announce()  # the slot is gone before the lease is over: else another would be given out for it
@@ -257,6 +259,7 @@ class RayActors:
 
     def _give_out(self) -> None:
         """Send the leases that wait to actors that are free, or nearly."""
+        self._parked_first()
         while self._waiting:
             lease = self._waiting[0]
             slot = self._size(lease)
@@ -278,6 +281,12 @@ class RayActors:
         if any(worker.stream is not None and not worker.leases for worker in self._workers):
             self._withdraw()
 
+    def _parked_first(self) -> None:
+        """Leases whose trial is parked in a free actor come first: any other might drive it out."""
+        homes = {worker.parked for worker in self._workers if worker.parked is not None and not worker.leases}
+        if homes and len(self._waiting) > 1:
+            self._waiting = deque(sorted(self._waiting, key=lambda lease: lease.trial.id not in homes))
+
     def _warn_of_repetition(self, lease: Lease) -> None:
         if not self._repetition_told:
             self._repetition_told = True
@@ -297,10 +306,9 @@ class RayActors:
             slots_in(self._nodes, slot)
         except Exception as error:  # the user's function, or what it asks for
             message = f"the resources of this configuration: {type(error).__name__}: {error}"
-            self._events.append(_failed(lease, Failure.ERROR, message))
+            self._events.append(_failed(lease, Failure.NO_RESOURCES, message))
             return None
-        if self._least is None or sum(wants(slot).values()) < sum(wants(self._least).values()):
-            self._least = slot
+        self._least = slot if self._least is None else least(self._least, slot)
         return slot
 
     def _place(self, lease: Lease, slot: Slot) -> _Worker | None:

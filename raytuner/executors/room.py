@@ -20,6 +20,17 @@ def wants(slot: Slot) -> dict[str, float]:
     return {name: amount for name, amount in want.items() if amount > 0} or {"CPU": 1.0}
 
 
+def least(one: Slot, other: Slot) -> Slot:
+    """The least of each resource: where this does not fit, neither does."""
+    both = one.custom.keys() & other.custom.keys()
+    return Slot(
+        min(one.cpu, other.cpu),
+        min(one.gpu, other.gpu),
+        min(one.memory_gib, other.memory_gib),
+        {name: min(one.custom[name], other.custom[name]) for name in both},
+    )
+
+
 def slots_in(nodes: Sequence[Mapping[str, float]], slot: Slot) -> int:
     """How many slots fit on a cluster's nodes, given what each has; a slot lies on one node.
 

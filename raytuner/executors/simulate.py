@@ -122,7 +122,7 @@ class Simulation:
         self._ready.clear()
         return events
 
-    def close(self) -> None:
+    def close(self, at_once: bool = False) -> None:
         """Nothing is held."""
 
     def _plan(self, lease: Lease, step: int, after: float) -> None:
@@ -145,12 +145,14 @@ class Simulation:
         running.step = step
         running.metrics = {"training_iteration": step, **load.curve(trial, step)}
         reached = lease.each_report or step >= lease.until
-        saves = load.saves(trial, step) or (reached and load.saves_at_end)
+        saves = load.saves(trial, step) or ((lease.last or step >= lease.until) and load.saves_at_end)
         if saves:
             self._world.checkpoints.add((trial.id, step))
         report = Report(step, float(step), running.metrics, at, checkpoint=saves)
         self._ready.append(Reported(at, trial.id, lease.attempt, (report,)))
-        if reached:
+        if lease.last and step < lease.until:
+            self._end(running, How.UNWOUND, at)
+        elif reached:
             self._parked[trial.id] = step
             self._end(running, How.REACHED, at)
         else:
