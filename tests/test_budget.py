@@ -49,6 +49,24 @@ def test_a_drivers_death_does_not_start_it_anew_and_the_time_between_drivers_is_
     assert budget(60.0, *lives, Ticked(2040.0), Opened(2050.0, 4)).left_s(2060.0) == 0.0
 
 
+def test_a_tick_is_due_when_nothing_was_heard_for_long() -> None:
+    """Reports are no events: without ticks a driver's death would forget the hours in which a trial only reported."""
+    found = budget(3600.0, Opened(100.0, 1))
+    assert not found.tick(129.0)
+    assert found.tick(130.0)
+    found.note(Ticked(130.0))
+    assert not found.tick(131.0)
+    assert not TimeBudget(3600.0).tick(1e9), "no driver is at work"
+
+
+def test_what_is_past_between_drivers_is_not_running() -> None:
+    found = budget(60.0, Opened(100.0, 1), Ticked(110.0))
+    found.died()
+    assert found.left_s(5000.0) == 50.0
+    found.note(Opened(5000.0, 2))
+    assert found.left_s(5010.0) == 40.0
+
+
 def test_a_driver_that_did_nothing_costs_nothing() -> None:
     assert budget(60.0, Opened(100.0, 1), Opened(500.0, 2), Opened(900.0, 3)).left_s(900.0) == 60.0
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from raytuner.actions import Answer, Exhausted, Fork, Proposal, Resume, Start, Stop, Wait
+from raytuner.budget import TimeBudget
 from raytuner.checkpoints import CheckpointConfig
 from raytuner.driver import Driver, ReplayDiffers
 from raytuner.events import (
@@ -26,6 +27,7 @@ from raytuner.events import (
     Retry,
     Slots,
     StopAsked,
+    Ticked,
 )
 from raytuner.journal import Journal, Row, read
 from raytuner.ledger import IllegalChange
@@ -233,6 +235,23 @@ def test_a_step_counts_once() -> None:
     bench.die(bench.live(again, max_failures=1))
     assert [step for said in bench.said for step in said.steps] == [1, 2, 3, 4]
     assert [seen.step for seen in again.seen] == [1, 2, 3, 4]
+
+
+def test_the_record_is_told_that_time_goes_by_where_a_budget_needs_it() -> None:
+    class Later(Bench):
+        at = 100.0
+
+        def now(self) -> float:
+            self.at += 6.0
+            return self.at
+
+    bench = Later([Slots(1.0, 1)], [said(0, 1, 1)], [said(0, 1, 2)], [said(0, 1, 3)])
+    study = Study(Objective("loss"), Scripted(Start(0, 9)), None, Retries(), CheckpointConfig())
+    bench.die(Driver(study, bench, bench, bench, bench, budget=TimeBudget(1e6)))
+    assert any(isinstance(row, Ticked) for row in bench.record)
+    bench = Later([Slots(1.0, 1)], [said(0, 1, 1)], [said(0, 1, 2)], [said(0, 1, 3)])
+    bench.die(bench.live(Scripted(Start(0, 9))))
+    assert not any(isinstance(row, Ticked) for row in bench.record)
 
 
 def test_reports_are_journaled_only_for_schedulers_that_judge_them() -> None:

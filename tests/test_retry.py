@@ -47,3 +47,8 @@ def test_wrong_allowances(wrong: Any) -> None:
 def test_wrong_allowances_of_losses(wrong: Any) -> None:
     with pytest.raises(ValueError, match="max_losses must be an integer, 0 or more, got"):
         Retries(max_losses=wrong)
+
+
+@pytest.mark.parametrize("failure", [Failure.NO_METRIC, Failure.NOT_FINITE, Failure.NO_RESOURCES])
+def test_what_would_be_the_same_again_is_not_tried_again(failure: Failure) -> None:
+    assert not Retries(max_failures=-1).again(failure, 1, 0)

@@ -94,6 +94,7 @@ class Desk:
         keep: CheckpointConfig | None = None,
         objective: Objective | None = None,
         fail_fast: bool = False,
+        each_report: bool = False,
         answer: Callable[[Ask, Sequence[Observation]], Answer | None] = lambda ask, told: Proposal({"x": ask.trial}),
     ) -> None:
         self.scheduler = scheduler
@@ -104,6 +105,7 @@ class Desk:
             Retries(max_failures, max_losses=2),
             keep or CheckpointConfig(),
             fail_fast,
+            each_report,
         )
         self.now = 0.0
         self.answer = answer
@@ -752,6 +754,71 @@ def test_fail_fast_ends_the_study_resumable(event: str) -> None:
     assert desk.end(1, How.UNWOUND, step=3) == [Finish(False, "trial 0 failed and fail_fast is set")]
     desk.tell(Opened(desk.tick(), 2))
     assert runs(desk.slots(2)) == [1, 2]
+
+
+# ----------------------------------------------------------------------------------------- leases of one report each
+
+
+def test_a_lease_of_one_report_is_followed_by_the_next_where_it_is_parked() -> None:
+    """Nobody judges it before its rung, and no other lease that waits comes between."""
+    desk = Desk(Scripted(Start(0, 3), Start(1, 3)), slots=2, each_report=True)
+    desk.slots(1)
+    assert runs(desk.fail(1, Failure.LOST)) == []  # trial 1 waits for a slot
+    for step in (1, 2):
+        commands = desk.end(0, step=step)
+        assert commands == [Run(desk.leases[0])]
+        lease = desk.leases[0]
+        assert (lease.attempt, lease.until, lease.origin, lease.each_report, lease.last) == (
+            step + 1,
+            3,
+            0,
+            True,
+            False,
+        )
+    assert desk.told == []
+    assert runs(desk.end(0, step=3)) == [1]
+    assert [(seen.step, seen.spent) for seen in desk.told] == [(3, 6.0)]
+    assert desk.state(0) is State.PAUSED
+
+
+def test_who_parked_unsaved_while_the_study_ends_early_makes_one_more_step_to_save_it() -> None:
+    desk = Desk(Scripted(*(Start(trial, END) for trial in range(3))), slots=3, each_report=True)
+    desk.tell(StopAsked(desk.tick(), "Ctrl-C"))
+    desk.save(1, 5)
+    assert desk.end(1, step=5) == []  # it is saved
+    commands = desk.end(0, step=4)
+    assert commands == [Run(desk.leases[0])]
+    assert (desk.leases[0].last, desk.leases[0].attempt) == (True, 2)
+    assert desk.end(2, How.UNWOUND, step=7) == []  # it saved what it could
+    desk.save(0, 5)
+    assert desk.end(0, How.UNWOUND, step=5) == [Finish(False, "Ctrl-C")]
+    assert desk.tell(Opened(desk.tick(), 2)) == [Retry(0, 5), Retry(1, 5), Retry(2, None)]
+    assert runs(desk.slots(3)) == [0, 1, 2]
+    assert not desk.leases[0].last
+
+
+def test_one_more_step_is_one() -> None:
+    desk = Desk(Scripted(Start(0, END)), each_report=True)
+    desk.tell(StopAsked(desk.tick(), "Ctrl-C"))
+    assert runs(desk.end(0, step=4)) == [0]
+    assert desk.end(0, step=5) == [Finish(False, "Ctrl-C")]
+
+
+def test_a_trial_that_is_over_and_did_not_know_is_unwound_where_it_parked() -> None:
+    desk = Desk(
+        Scripted(Start(0, 9), Start(1, 9), judge=lambda seen: [Stop(seen.trial, Why.NO_PROMISE)], every_report=True)
+    )
+    desk.report(0, 2)
+    assert desk.end(0)[0] == Unwind(0, 1)
+
+
+def test_a_study_that_ends_for_good_leaves_no_trial() -> None:
+    desk = Desk(Scripted(*(Start(trial, 9) for trial in range(4))), slots=3)
+    desk.end(0)
+    commands = desk.tell(StopAsked(desk.tick(), "enough", for_good=True))
+    assert [command.trial for command in of(Unwind, commands)] == [0, 1, 2, 3]
+    assert overs(commands) == [(trial, Why.STUDY_STOPPED) for trial in range(4)]
+    assert desk.tell(Opened(desk.tick(), 2)) == [Finish(True, "enough")]  # its driver died; that changes nothing
 
 
 # ------------------------------------------------------------------------------------------------- stop and reopen

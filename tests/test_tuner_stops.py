@@ -596,3 +596,32 @@ def nothing_is_left(local_ray: None) -> Iterator[None]:
     while ray.available_resources().get("CPU") != ray.cluster_resources().get("CPU"):
         assert time.monotonic() < deadline, "an actor was left behind"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("steps_s", [0.0, 0.05])
+def test_an_early_end_saves_also_under_a_rule_that_is_code(steps_s: float, tmp_path: Path) -> None:
+    """Its trials are parked at each report, some of them just when the end is asked for."""
+    train = counting(tmp_path, length=10**6, at_each_step=lambda: time.sleep(steps_s))
+    results = tuner(tmp_path, train, stop=lambda trial_id, result: False, time_budget_s=1.0, num_samples=4).fit()
+    reports = results.to_arrow("reports").to_pandas()
+    assert len(results) >= 2
+    for result in results:
+        last = int(reports[reports["trial"] == int(result.trial_id)]["step"].max())
+        assert result.checkpoint is not None, f"trial {result.trial_id} reported {last} steps and saved none"
+        assert json.loads(Path(result.checkpoint.path, "state").read_text()) == last
+
+
+def test_resources_that_cannot_be_had_end_a_trial_at_once(tmp_path: Path) -> None:
+    def wants(config: Mapping[str, Any]) -> dict[str, float]:
+        return {"cpu": 64 if config["x"] > 0.5 else 1}
+
+    results = tuner(
+        tmp_path,
+        tune.with_resources(counting(tmp_path, 2), wants),
+        space={"x": tune.grid_search([0.0, 1.0])},
+        num_samples=1,
+        failure_config=tune.FailureConfig(max_failures=-1),
+    ).fit()
+    assert [result.state for result in results] == [State.DONE, State.FAILED]
+    assert results[1].why == Why.NO_RESOURCES.value
+    assert "no trial fits on any node of this cluster; CPU: 64 wanted, 4 there" in str(results[1].error)

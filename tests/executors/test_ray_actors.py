@@ -390,3 +390,21 @@ def test_the_local_ray_listens_on_loopback_only() -> None:
             address, port = line.split()[1].split(":")
             if int(port, 16) in ports:
                 assert address in ("0100007F", "0000000000000000FFFF00000100007F"), line
+
+
+def test_a_parked_trials_lease_comes_before_one_that_would_drive_it_out(tmp_path: Path) -> None:
+    """Hyperband's promotions come in any order: 2 waits first and has no home, 0 and 1 are parked."""
+    with actors(count, tmp_path, slots=2) as executor:
+        for trial in range(2):
+            executor.run(lease(trial, until=1))
+        ended: list[Event] = []
+        while len(ended) < 2:
+            ended += [event for event in executor.wait(None) if over(event)]
+        for trial in (2, 0, 1):
+            executor.run(lease(trial, until=3, attempt=2))
+        seen: list[Event] = []
+        while sum(map(over, seen)) < 3:
+            seen += executor.wait(1.0)
+    for trial in range(2):
+        said = [event for event in seen if isinstance(event, Reported) and event.trial == trial]
+        assert steps(said) == [2, 3], f"trial {trial} goes on where it is parked"
