@@ -78,13 +78,17 @@ def run(folder: Path, trials: int, max_t: int, at_once: int, reuse: bool, seed: 
     results = tuner.fit()
     wall_s = time.perf_counter() - begun
     ends: Counter[int] = Counter()
+    said_at: list[float] = []
     for result in results:
-        said = steps(Path(result.path))
+        rows = reports(Path(result.path))
+        said = [int(row["step"]) for row in rows]
         assert said == list(range(1, len(said) + 1)), f"the trial in {result.path} reported the steps {said}"
         ends[len(said)] += 1
+        said_at += [float(row["said_at"]) for row in rows]
     frames = [result.metrics_dataframe for result in results]
     return {
         "wall_s": round(wall_s, 3),
+        "span_s": round(max(said_at) - min(said_at), 3),  # from the first report to the last
         "trials": len(results),
         "steps": sum(step * count for step, count in ends.items()),
         "finished": ends[max_t],
@@ -95,13 +99,13 @@ def run(folder: Path, trials: int, max_t: int, at_once: int, reuse: bool, seed: 
     }
 
 
-def steps(trial: Path) -> list[int]:
+def reports(trial: Path) -> list[dict[str, str]]:
     """What a trial reported, in the order in which it did."""
     path = trial / "progress.csv"
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [int(row["step"]) for row in csv.DictReader(file)]
+        return list(csv.DictReader(file))
 
 
 def versions() -> Mapping[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def trainer(tune: Any, steps: int) -> Callable[[Mapping[str, Any]], None]:
         for step in range(done + 1, steps + 1):
             with tempfile.TemporaryDirectory() as folder:
                 Path(folder, "state.json").write_text(json.dumps({"step": step}))
-                said = {"loss": loss(config, step), "step": step}
+                said = {"loss": loss(config, step), "step": step, "said_at": time.time()}
                 tune.report(said, checkpoint=tune.Checkpoint.from_directory(folder))
 
     return train

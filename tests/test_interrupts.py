@@ -242,7 +242,7 @@ def begun(folder: Path, trial: int) -> list[int]:
 
 def way_to_go_on(shown: str) -> str:
     said = (
-        r"Nothing is lost\. To go on:\n  (python .*)\nor, from Python:\n  Tuner\.restore\('.*/study', train\)\.fit\(\)"
+        r"Nothing that was recorded is lost\. To go on:\n  (python .*)\nor, from Python:\n  Tuner\.restore\('.*/study', train\)\.fit\(\)"
     )
     found = re.search(said, shown)
     assert found, shown
@@ -338,7 +338,7 @@ def test_ctrl_c_twice_leaves_at_once(script: Callable[[int, float], Path]) -> No
         status, took_s = terminal.left(45)
     assert status == 130, terminal.shown
     assert took_s < 25, "the grace period is a minute, a step takes almost as long"
-    assert "Left at once. Nothing is lost." in terminal.shown
+    assert "Left at once. Nothing that was recorded is lost." in terminal.shown
     assert "Traceback" not in terminal.shown
     assert len(ResultGrid(folder / "study")) == 2
     finish(way_to_go_on(terminal.shown), folder)

@@ -443,7 +443,7 @@ def test_a_configuration_that_asks_for_too_much_is_an_error_of_its_trial(tmp_pat
     with actors(sized, tmp_path, None, size) as executor:
         desk = Desk(executor)
         desk.run([lease(0, until=1, cpus=64), lease(1, until=1), lease(2, until=1, cpus=1)])
-        assert desk.ends(range(3)) == [Failure.ERROR, Failure.ERROR, How.REACHED]
+        assert desk.ends(range(3)) == [Failure.NO_RESOURCES, Failure.NO_RESOURCES, How.REACHED]
         too_much, no_answer = desk.over[0], desk.over[1]
         assert isinstance(too_much, Failed)
         assert "CPU: 64 wanted, 4 there" in too_much.message
