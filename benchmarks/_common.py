@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-console = Console(width=110, highlight=False)
+console = Console(width=132, highlight=False)
 
 _TURN_BYTES = 2_000  # about what one turn of the driver's loop writes to a file
 

@@ -360,7 +360,7 @@ def profile(sizes: Sizes, folder: Path) -> None:
     pstats.Stats(profiler, stream=out).sort_stats("tottime").print_stats(25)
     lines = [line.replace(str(HERE.parent) + "/", "") for line in out.getvalue().splitlines() if line.strip()]
     console.print(f"(a) under the profiler: {number(run.trials_per_s)} trials/s")
-    console.print("\n".join(line[:108] for line in lines), markup=False)
+    console.print("\n".join(line[:130] for line in lines), markup=False)
 
 
 def beside(ours: Sequence[float], theirs: Sequence[float]) -> list[str]:
