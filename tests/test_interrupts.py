@@ -241,7 +241,10 @@ def begun(folder: Path, trial: int) -> list[int]:
 
 
 def way_to_go_on(shown: str) -> str:
-    said = r"Nothing that was recorded is lost\. To go on:\n  (python .*)\nor, from Python:\n  Tuner\.restore\('.*/study', train\)\.fit\(\)"
+    said = (
+        r"Nothing that was recorded is lost\. To go on:\n  (python .*)\n"
+        r"or, from Python:\n  Tuner\.restore\('.*/study', train\)\.fit\(\)"
+    )
     found = re.search(said, shown)
     assert found, shown
     return found[1]
