@@ -222,17 +222,20 @@ class Study:
         entry.spent += event.spent
         if entry.state.over and event.how.parks:
             self._out.append(Unwind(event.trial, event.attempt))  # it did not know
-        if entry.state.over or event.how is How.UNWOUND:
-            return  # an unwound trial that is not over keeps its lease: it goes on when the study is resumed
+        if entry.state.over:
+            return
+        if event.how is How.UNWOUND:  # it keeps its lease, and goes on when the study is resumed
+            if self._each_report and not event.metrics:
+                self._save(entry, event.at)  # its lease never began: it is still parked at its last report
+            return
         entry.losses, entry.heard = 0, None
         if event.step >= entry.step and event.metrics:
             entry.step, entry.level, entry.metrics = event.step, event.level, event.metrics
         if event.how is How.REACHED and event.level < entry.until:
             if self._stopping is None:
                 self._due.appendleft(event.trial)  # it waits where it ran: whoever came first there would drive it out
-            elif event.step not in entry.checkpoints and event.trial not in self._saving:
-                self._saving.add(event.trial)  # it did not save this step: one more, which it will
-                self._issue(entry, event.at, last=True)
+            else:
+                self._save(entry, event.at)
             return
         reading = self.objective.read(entry.metrics)
         if reading.failure is not None:
@@ -247,6 +250,13 @@ class Study:
             self._over(entry, Why.RETURNED if event.how is How.RETURNED else Why.STOP_RULE)
         self._note_best(entry, reading.value)
         self._observe(entry, reading.value, reading.values, reading.failure)
+
+    def _save(self, entry: Entry, at: float) -> None:
+        """The study ends early and finds a trial parked at a report that it did not save: one more step, which it will,
+        unless it was given that before."""
+        if self._stopping and entry.step and entry.step not in entry.checkpoints and entry.trial.id not in self._saving:
+            self._saving.add(entry.trial.id)
+            self._issue(entry, at, last=True)
 
     def _failed(self, event: Failed) -> None:
         if not self.expects(event.trial, event.attempt):

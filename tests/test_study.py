@@ -797,6 +797,17 @@ def test_who_parked_unsaved_while_the_study_ends_early_makes_one_more_step_to_sa
     assert not desk.leases[0].last
 
 
+def test_who_was_to_go_on_and_did_not_yet_makes_that_step_too() -> None:
+    """Its lease was out, but had not begun when it was taken back."""
+    desk = Desk(Scripted(Start(0, END), Start(1, END)), slots=2, each_report=True)
+    assert runs(desk.end(0, step=1)) == [0]
+    desk.tell(StopAsked(desk.tick(), "Ctrl-C"))
+    assert desk.end(1, How.UNWOUND, step=0, metrics={}) == []  # it never ran at all
+    assert runs(desk.end(0, How.UNWOUND, step=0, metrics={})) == [0]
+    assert (desk.leases[0].last, desk.leases[0].attempt) == (True, 3)
+    assert desk.end(0, How.UNWOUND, step=2) == [Finish(False, "Ctrl-C")]
+
+
 def test_one_more_step_is_one() -> None:
     desk = Desk(Scripted(Start(0, END)), each_report=True)
     desk.tell(StopAsked(desk.tick(), "Ctrl-C"))

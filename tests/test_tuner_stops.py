@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -598,17 +599,29 @@ def nothing_is_left(local_ray: None) -> Iterator[None]:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("steps_s", [0.0, 0.05])
-def test_an_early_end_saves_also_under_a_rule_that_is_code(steps_s: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_report", range(11, 19))
+def test_an_early_end_saves_also_under_a_rule_that_is_code(at_report: int, tmp_path: Path) -> None:
     """Its trials are parked at each report, some of them just when the end is asked for."""
-    train = counting(tmp_path, length=10**6, at_each_step=lambda: time.sleep(steps_s))
-    results = tuner(tmp_path, train, stop=lambda trial_id, result: False, time_budget_s=1.0, num_samples=4).fit()
+    seen: list[str] = []
+
+    def rule(trial_id: str, result: dict[str, Any]) -> bool:
+        seen.append(trial_id)
+        if len(seen) == at_report:
+            signal.raise_signal(signal.SIGTERM)
+        return False
+
+    study = tuner(tmp_path, counting(tmp_path, length=10**6), stop=rule, num_samples=4)
+    with pytest.raises(SystemExit) as left:
+        study.fit()
+    assert left.value.code == 143
+    results = study.get_results()
     reports = results.to_arrow("reports").to_pandas()
-    assert len(results) >= 2
+    assert len(reports) >= at_report
     for result in results:
-        last = int(reports[reports["trial"] == int(result.trial_id)]["step"].max())
-        assert result.checkpoint is not None, f"trial {result.trial_id} reported {last} steps and saved none"
-        assert json.loads(Path(result.checkpoint.path, "state").read_text()) == last
+        said = reports[reports["trial"] == int(result.trial_id)]["step"]
+        if len(said):
+            assert result.checkpoint is not None, f"trial {result.trial_id} reported {said.max()} steps and saved none"
+            assert json.loads(Path(result.checkpoint.path, "state").read_text()) == said.max()
 
 
 def test_resources_that_cannot_be_had_end_a_trial_at_once(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ class _Worker:
     heard: bool = False  # whether the first lease's trial has spoken
     since: float = 0.0  # when the first lease was given or, if there is none, the last one ended
     parked: int | None = None
+    guest: int | None = None  # the trial that was parked here when the last lease was given
     withdrawn: Any = None  # the reference to leases that it gives back
 
 
@@ -122,6 +123,7 @@ class RayActors:
             if out is not None and out in worker.unsent:
                 worker.unsent.remove(out)
                 worker.leases.remove(out)
+                worker.parked = worker.guest
                 self._events.append(_unwound(out))
             elif out is not None:
                 worker.actor.unwind.remote(trial, attempt, parked=False)
@@ -275,7 +277,7 @@ class RayActors:
                 worker.heard, worker.since = False, time.monotonic()
             worker.leases.append(lease)
             worker.unsent.append(lease)
-            worker.parked = None
+            worker.guest, worker.parked = worker.parked, None
         for worker in self._workers:
             self._send(worker)
         if any(worker.stream is not None and not worker.leases for worker in self._workers):
@@ -407,7 +409,10 @@ class RayActors:
                 break
         else:
             return
-        worker.parked = last.trial if isinstance(last, Ended) and last.how.parks else None
+        stays = isinstance(last, Ended) and (
+            last.how.parks or (last.how is How.UNWOUND and not last.metrics and worker.guest == last.trial)
+        )  # or its lease was taken back before it began
+        worker.parked = last.trial if stays else None
         worker.heard, worker.since = False, time.monotonic()
         self._deadlines.pop((last.trial, last.attempt), None)
         self._lease_s += 0.2 * (last.spent - self._lease_s)
