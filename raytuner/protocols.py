@@ -42,7 +42,11 @@ class Scheduler(Protocol):
         """A slot is free: what runs, until which step? Must answer `Wait` or `Done` when nothing may start."""
 
     def judge(self, seen: Observation) -> Sequence[Stop]:
-        """A trial spoke or ended: who must go? A trial that ended (``seen.ended``) is already gone."""
+        """A trial spoke or ended: who must go? A trial that ended (``seen.ended``) is already gone.
+
+        With `every_report` each report is judged while its lease runs (``seen.running``), the last one of a lease too;
+        then its end is, as it is without.
+        """
 
     def close(self, unserved: Sequence[int] = ()) -> Sequence[Stop]:
         """No trial will be started any more; ``unserved`` were started but got no configuration, and never ran.

@@ -199,6 +199,7 @@ class Study:
                 reading.values,
                 spent=entry.spent,
                 failure=reading.failure,
+                running=True,
             )
             if self._judge(entry.heard):
                 self._ask_again()
@@ -336,7 +337,8 @@ class Study:
         self._out.append(Unwind(stop.trial, entry.attempt))
         self._over(entry, stop.why)
         if entry.heard is not None:  # in mid-lease: the searcher did not hear of it at a rung
-            self._out.append(Tell(replace(entry.heard, ended=True)))
+            rung = max(1, int(entry.heard.level))  # it got no farther: as if that were the rung it had run to
+            self._out.append(Tell(replace(entry.heard, until=rung, running=False, ended=True)))
 
     def _over(self, entry: Entry, why: Why, message: str = "") -> None:
         self.ledger.move(entry.trial.id, why.state)

@@ -216,7 +216,9 @@ class Observation:
 
     ``value`` is the scalar to rank by, lower is better; None where there is none (the trial failed). ``values`` are
     the raw objectives, as the user reported them. ``until`` is the rung: the target of the lease that ended; ``step``
-    and ``level`` are where the trial truly stood (reports may skip a rung). ``ended``: the trial will not run again.
+    and ``level`` are where the trial truly stood (reports may skip a rung). ``running``: this is a report in the middle
+    of a lease, which goes on; only schedulers that judge every report see such. ``ended``: the trial will not run
+    again.
     """
 
     trial: int
@@ -229,6 +231,7 @@ class Observation:
     feasibility: tuple[float, ...] = ()
     spent: float = 0.0
     failure: Failure | None = None
+    running: bool = False
     ended: bool = False
 
 

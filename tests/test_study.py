@@ -368,7 +368,7 @@ def test_a_running_trial_is_stopped_in_mid_lease() -> None:
     commands = desk.report(0, 2, 3, loss=4.0)
     assert commands[:2] == [Unwind(0, 1), Over(0, State.STOPPED, Why.NO_PROMISE)]
     assert runs(commands) == []
-    assert desk.told == [Observation(0, {"x": 0}, 2, 2.0, END, 4.0, (4.0,), ended=True)]
+    assert desk.told == [Observation(0, {"x": 0}, 2, 2.0, 2, 4.0, (4.0,), ended=True)]
     assert [seen.step for seen in desk.scheduler.seen] == [1, 2]  # the third of the batch came too late
     assert desk.report(0, 4) == []
     assert desk.save(0, 4) == []
