@@ -11,10 +11,14 @@ from raytuner.trial import Config, Why
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Run a new trial to ``until``. Trials are numbered 0, 1, 2, … in the order of their `Start`s and `Fork`s."""
+    """Run a new trial to ``until``. Trials are numbered 0, 1, 2, … in the order of their `Start`s and `Fork`s.
+
+    ``config``: its configuration, where that is not the searcher's to propose.
+    """
 
     trial: int
     until: int
+    config: Config | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +31,18 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """Run a new trial to ``until`` that starts from the newest checkpoint of ``source`` with another config."""
+    """Run a new trial to ``until`` that starts from a checkpoint of ``source`` with another config.
+
+    It is the newest of its own that ``source`` had made by the end of its last lease: what it was judged by. Where
+    there is none, the new trial is over (`Why.NO_SOURCE`) before it begins. ``replaces``: a trial in whose place it comes, which is
+    stopped; it is not where there is no checkpoint.
+    """
 
     trial: int
     source: int
     config: Config
     until: int
+    replaces: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

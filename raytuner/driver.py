@@ -7,6 +7,7 @@ which the next one goes on: `Driver` replays it through the same study, which mu
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -24,7 +25,9 @@ from raytuner.events import (
     Event,
     Failed,
     Finish,
+    Loaded,
     Opened,
+    Over,
     Proposed,
     Reported,
     Run,
@@ -40,6 +43,11 @@ from raytuner.space import plain
 from raytuner.stopper import Watch
 from raytuner.study import Deadlock, Study
 from raytuner.trial import Reports, Why
+
+_log = logging.getLogger(__name__)
+
+
+_OF_AN_ATTEMPT = Ended | Failed | Checkpointed | Loaded
 
 
 class ReplayDiffers(Exception):
@@ -101,6 +109,7 @@ class Driver:
         self._owed: dict[int, Ask] = {}
         self._failed: set[int] = set()  # trials whose last attempt failed
         self._stopped: StopAsked | None = None  # what this driver told the study last
+        self._warned = False  # whether it was said that a fork found no checkpoint
         self._epoch = self._replay()
         if budget is not None:
             budget.died()
@@ -159,7 +168,7 @@ class Driver:
 
     def _handle(self, event: Event) -> list[Event]:
         """Let the study handle an event; return the searcher's answers, if it was asked."""
-        if isinstance(event, Ended | Failed | Checkpointed) and not self._study.expects(event.trial, event.attempt):
+        if isinstance(event, _OF_AN_ATTEMPT) and not self._study.expects(event.trial, event.attempt):
             return []  # too late: this attempt is dead, and what it says does not count
         if isinstance(event, Failed):
             self._failed.add(event.trial)
@@ -203,9 +212,9 @@ class Driver:
             reports = Reports.of(event.trial, event.attempt, reports)
         fresh = reports.after(self._last_step.get(event.trial, 0))
         heard: list[Event] = []
-        if True in reports.checkpoints:
+        if any(reports.checkpoints):
             heard += [
-                Checkpointed(report.at, event.trial, event.attempt, report.step, report.metrics)
+                Checkpointed(report.at, event.trial, event.attempt, report.step, report.metrics, report.checkpoint)
                 for report in reports
                 if report.checkpoint
             ]
@@ -228,6 +237,14 @@ class Driver:
                 executor.unwind(trial, attempt)
             case Drop(trial, step):
                 self._shelf.delete(trial, step)
+            case Over(trial, why=Why.NO_SOURCE, message=message) if not self._warned:
+                self._warned = True
+                _log.warning(
+                    "trial %d could not begin as a fork: %s. Report a checkpoint where should_checkpoint() says so. "
+                    "(This is said once.)",
+                    trial,
+                    message,
+                )
             case _:
                 pass
 

@@ -67,13 +67,26 @@ class Reported:
 
 @dataclass(frozen=True, slots=True)
 class Checkpointed:
-    """A checkpoint of this step is published; ``metrics`` are those of its report."""
+    """A checkpoint of this step is published; ``metrics`` are those of its report, ``digest`` its manifest's hash."""
 
     at: float
     trial: int
     attempt: int
     step: int
     metrics: Metrics
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A lease begins from a checkpoint, of this step of ``source``, that was read and found whole."""
+
+    at: float
+    trial: int
+    attempt: int
+    source: int
+    step: int
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +137,7 @@ class StopAsked:
     for_good: bool = False
 
 
-Event = Opened | Slots | Proposed | Reported | Checkpointed | Ended | Failed | Ticked | StopAsked
+Event = Opened | Slots | Proposed | Reported | Checkpointed | Loaded | Ended | Failed | Ticked | StopAsked
 
 # ------------------------------------------------------------------------------------------------------- commands
 

@@ -22,7 +22,7 @@ from typing import Any, Self
 from raytuner import __version__
 from raytuner.durable import make_folders, sync_folder
 
-FORMAT = 1
+FORMAT = 2
 
 
 class StudyInUse(Exception):
@@ -75,9 +75,9 @@ class Folder:
             what = json.loads(self.record.read_text(encoding="utf-8"))
         except ValueError as error:
             raise NoStudy(f"{self.record} is damaged: {error}") from None
-        if not isinstance(what, dict) or what.get("format") != FORMAT:
+        if not isinstance(what, dict) or what.get("format") not in range(1, FORMAT + 1):
             found = what.get("format") if isinstance(what, dict) else None
-            raise NoStudy(f"{self.record} has format {found!r}; this version of raytuner reads format {FORMAT}")
+            raise NoStudy(f"{self.record} has format {found!r}; this version of raytuner reads formats 1 to {FORMAT}")
         return what
 
 

@@ -34,6 +34,7 @@ from raytuner.events import (
     Failed,
     Finish,
     How,
+    Loaded,
     Opened,
     Over,
     Proposed,
@@ -47,7 +48,7 @@ from raytuner.segments import DamagedSegment, SegmentWriter, Turn, read_segment,
 from raytuner.space import pack, unpack
 from raytuner.trial import Failure, Report, Reports, State, Why
 
-FORMAT = 1
+FORMAT = 2
 
 JOURNAL = pa.schema(
     [
@@ -60,13 +61,13 @@ JOURNAL = pa.schema(
         pa.field("until", pa.int64()),  # the rung
         pa.field("level", pa.float64()),  # value of the time attribute
         pa.field("spent", pa.float64()),  # seconds of slot time
-        pa.field("source", pa.int64()),  # fork: the trial it continues
-        pa.field("number", pa.int64()),  # opened: epoch; slots: how many; finish, stop_asked: 1 for good
+        pa.field("source", pa.int64()),  # fork: the trial it continues; loaded: the checkpoint's
+        pa.field("number", pa.int64()),  # opened: epoch; slots: number; finish, stop_asked: 1 for good; fork: replaces
         pa.field("what", pa.string()),  # ended: how; failed: failure; over: state; proposed: kind of answer
         pa.field("why", pa.string()),  # over: the reason's name
-        pa.field("config", pa.string()),  # proposed, fork: JSON
+        pa.field("config", pa.string()),  # proposed, start, fork: JSON
         pa.field("data", pa.string()),  # ended, checkpointed, reported: metrics, proposed: note; JSON
-        pa.field("text", pa.string()),  # messages
+        pa.field("text", pa.string()),  # messages; checkpointed, loaded: the manifest's hash
     ]
 )
 
@@ -212,7 +213,7 @@ class Journal:
             pa.array([step for block in blocks for step in block.steps], pa.int64()),
             pa.array([level for block in blocks for level in block.levels], pa.float64()),
             pa.array([at for block in blocks for at in block.at], pa.float64()),
-            pa.array([checkpoint for block in blocks for checkpoint in block.checkpoints], pa.bool_()),
+            pa.array([bool(digest) for block in blocks for digest in block.checkpoints], pa.bool_()),
         ]
         for name, kind in self._seen.items():
             if name not in metrics:
@@ -497,7 +498,7 @@ def _encode(row: Row) -> dict[str, Any]:
                 [report.step, report.level, dict(report.metrics), report.at, report.checkpoint] for report in reports
             ]
             return {"kind": "reported", "at": at, "trial": trial, "attempt": attempt, "data": _json(said)}
-        case Checkpointed(at, trial, attempt, step, metrics):
+        case Checkpointed(at, trial, attempt, step, metrics, digest):
             return {
                 "kind": "checkpointed",
                 "at": at,
@@ -505,6 +506,17 @@ def _encode(row: Row) -> dict[str, Any]:
                 "attempt": attempt,
                 "step": step,
                 "data": _json(dict(metrics)),
+                "text": digest,
+            }
+        case Loaded(at, trial, attempt, source, step, digest):
+            return {
+                "kind": "loaded",
+                "at": at,
+                "trial": trial,
+                "attempt": attempt,
+                "source": source,
+                "step": step,
+                "text": digest,
             }
         case Ended(at, trial, attempt, how, step, level, metrics, spent):
             return {
@@ -532,12 +544,20 @@ def _encode(row: Row) -> dict[str, Any]:
             return {"kind": "ticked", "at": at}
         case StopAsked(at, reason, for_good):
             return {"kind": "stop_asked", "at": at, "text": _utf8(reason), "number": int(for_good)}
-        case Start(trial, until):
-            return {"kind": "start", "trial": trial, "until": until}
+        case Start(trial, until, config):
+            given = {} if config is None else {"config": _json(dict(config))}
+            return {"kind": "start", "trial": trial, "until": until, **given}
         case Resume(trial, until):
             return {"kind": "resume", "trial": trial, "until": until}
-        case Fork(trial, source, config, until):
-            return {"kind": "fork", "trial": trial, "source": source, "config": _json(dict(config)), "until": until}
+        case Fork(trial, source, config, until, replaces):
+            return {
+                "kind": "fork",
+                "trial": trial,
+                "source": source,
+                "config": _json(dict(config)),
+                "until": until,
+                "number": replaces,
+            }
         case Over(trial, state, why, message):
             return {"kind": "over", "trial": trial, "what": state.name, "why": why.name, "text": _utf8(message)}
         case Retry(trial, checkpoint):
@@ -570,7 +590,9 @@ def _known(row: Mapping[str, Any]) -> Row:
             reports = tuple(Report(*said) for said in _value(row["data"]))
             return Reported(at, trial, attempt, reports)
         case "checkpointed":
-            return Checkpointed(at, trial, attempt, step, _value(row["data"]))
+            return Checkpointed(at, trial, attempt, step, _value(row["data"]), row["text"] or "")
+        case "loaded":
+            return Loaded(at, trial, attempt, row["source"], step, row["text"])
         case "ended":
             metrics = _value(row["data"])
             return Ended(at, trial, attempt, How[row["what"]], step, row["level"], metrics, row["spent"])
@@ -581,11 +603,11 @@ def _known(row: Mapping[str, Any]) -> Row:
         case "stop_asked":
             return StopAsked(at, row["text"], bool(row["number"]))
         case "start":
-            return Start(trial, row["until"])
+            return Start(trial, row["until"], _value(row["config"]) if row["config"] else None)
         case "resume":
             return Resume(trial, row["until"])
         case "fork":
-            return Fork(trial, row["source"], _value(row["config"]), row["until"])
+            return Fork(trial, row["source"], _value(row["config"]), row["until"], row["number"])
         case "over":
             return Over(trial, State[row["what"]], Why[row["why"]], row["text"])
         case "retry":

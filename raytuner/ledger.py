@@ -19,8 +19,10 @@ class Entry:
 
     ``step``, ``level``, ``metrics``: its last lease's end. ``until``: the rung it stands at or runs to. ``since`` and
     ``origin``: when and from which step its lease was first begun (None: it waits for a slot).
-    ``checkpoints``: steps whose checkpoints exist, each with its retention score. ``donor``: trial and step of the
-    checkpoint it starts from while it has none of its own. ``heard``: what the scheduler last judged of its present
+    ``checkpoints``: steps whose checkpoints exist, each with its retention score; ``digests``: their manifests' hashes,
+    where known. ``donor``: trial and step of the checkpoint it starts from while it has none of its own;
+    ``inherited``: seconds of slot time that went into that. ``rung``: step of the checkpoint it can be forked from.
+    ``heard``: what the scheduler last judged of its present
     lease, if it judges every report. ``errors``, ``losses``: failures so far, and workers lost
     since it last made progress; ``tries``: both, never reset.
     """
@@ -35,7 +37,10 @@ class Entry:
     level: float = 0.0
     metrics: Metrics = field(default_factory=dict)
     checkpoints: dict[int, float | None] = field(default_factory=dict)
+    digests: dict[int, str] = field(default_factory=dict)
     donor: tuple[int, int] | None = None
+    inherited: float = 0.0
+    rung: int | None = None
     heard: Observation | None = None
     errors: int = 0
     losses: int = 0

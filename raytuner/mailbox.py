@@ -13,14 +13,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from raytuner.events import Ended, Failed
+from raytuner.events import Ended, Failed, Loaded
 from raytuner.trial import Lease, Metrics, Reports
 
 _BACKLOG = 10_000  # reports that may wait to be sent before `report` blocks
 _BATCH = 5_000  # reports that are sent together at most
 _LINGER_S = 0.004  # how long what is not urgent waits for more
 
-Item = Reports | Ended | Failed
+Item = Reports | Loaded | Ended | Failed
 """What an executor hears."""
 
 
@@ -114,7 +114,7 @@ class Outbox:
     """What the sessions of this process have said, until it is sent. One thread takes."""
 
     def __init__(self) -> None:
-        self._items: deque[Said | Ended | Failed] = deque()
+        self._items: deque[Said | Loaded | Ended | Failed] = deque()
         self._awake = threading.Event()
         self._idle = False  # whether somebody waits for anything at all
         self._urgent = False  # whether there is something that should not wait for more
@@ -122,8 +122,8 @@ class Outbox:
         self._crowded = False
         self._closed = False
 
-    def put(self, item: Ended | Failed, urgent: bool = True) -> None:
-        """Put down how a lease ended; ``urgent``: somebody waits for it."""
+    def put(self, item: Loaded | Ended | Failed, urgent: bool = True) -> None:
+        """Put down what a lease began from or how it ended; ``urgent``: somebody waits for it."""
         self._items.append(item)
         if urgent:
             self.hurry()
@@ -178,7 +178,7 @@ class Outbox:
             if frame is not None:
                 found.append(columns_of(frame, cast(list[Said], list(said))))
             else:
-                found += [item for item in said if isinstance(item, Ended | Failed)]
+                found += [item for item in said if isinstance(item, Loaded | Ended | Failed)]
         return found
 
 
@@ -192,12 +192,13 @@ class Frame:
     place: Mapping[str, Any]
 
 
-Said = tuple[Frame, int, float, float, float, float, bool, dict[str, Any]]
+Said = tuple[Frame, int, float, float, float, float, str, dict[str, Any]]
 """A report as it is put down: frame, step, level, time, seconds since the report before and since the lease began,
-whether there is a checkpoint, what the user said. A plain tuple, for it is made at every training step."""
+the hash of the checkpoint's manifest if there is one, what the user said. A plain tuple, for it is made at every
+training step."""
 
 
-def _frame_of(item: Said | Ended | Failed) -> Frame | None:
+def _frame_of(item: Said | Loaded | Ended | Failed) -> Frame | None:
     return item[0] if isinstance(item, tuple) else None
 
 

@@ -38,6 +38,9 @@ class Scheduler(Protocol):
     every_report: bool
     """Whether `judge` is called for each report; otherwise when a lease ends or a trial is over."""
 
+    forks: bool
+    """Whether it may answer `Fork`: each trial's checkpoint of its last rung is kept for that while it lives."""
+
     def next(self) -> Action:
         """A slot is free: what runs, until which step? Must answer `Wait` or `Done` when nothing may start."""
 

@@ -15,17 +15,17 @@ import pyarrow.compute as pc
 
 from raytuner.actions import Fork, Proposal, Resume, Start
 from raytuner.checkpoints import Checkpoint, Store
-from raytuner.events import Checkpointed, Drop, Ended, How, Over, Proposed
+from raytuner.events import Checkpointed, Drop, Ended, How, Loaded, Over, Proposed
 from raytuner.folder import Folder
 from raytuner.held import Held
 from raytuner.journal import METRIC, REPORTS, Record, metric_column, read, text_of
 from raytuner.objective import AUTOMATIC, Objective
-from raytuner.trial import Config, Metrics, State
+from raytuner.trial import Config, Metrics, State, Why
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_ALWAYS = ("trial_id", "state", "why", "parent", "logdir")
+_ALWAYS = ("trial_id", "state", "why", "parent", "member", "logdir")
 """The columns that every table of trials has, beside metrics and configuration."""
 
 _SCOPES = ("last", "all", "avg", "last-5-avg", "last-10-avg")
@@ -37,7 +37,13 @@ class TrialFailed(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """One trial: its configuration, its last report, its newest checkpoint, and its error if it failed."""
+    """One trial: its configuration, its last report, its newest checkpoint, and its error if it failed.
+
+    A fork starts from a checkpoint of its ``parent``; until it has reported, it stands as its parent stood there. In
+    the place of which trials it came, ``chain`` says, the first of them first and itself last: together they are one
+    ``member`` of a population, with the first one's number. ``schedule``: from which step on its weights were trained
+    with which configuration, its own last.
+    """
 
     trial_id: str
     config: Config
@@ -49,13 +55,18 @@ class Result:
     error: TrialFailed | None
     path: str
     parent: str | None = None
+    member: str = ""
+    chain: Sequence[str] = ()
+    schedule: Sequence[tuple[int, Config]] = ()
     _reports: pa.Table = field(repr=False, compare=False, default=None)
 
     @property
     def metrics_dataframe(self) -> pd.DataFrame:
-        """This trial's reports, a row each, in the order of steps."""
-        table = self._reports.filter(pc.equal(self._reports["trial"], int(self.trial_id)))
-        frame: pd.DataFrame = table.sort_by("step").to_pandas()
+        """This member's reports, a row each: those of each trial in the order of steps. (A trial that replaced none
+        and was not replaced is a member by itself.)"""
+        trials = pa.array([int(trial) for trial in self.chain], pa.int64())
+        table = self._reports.filter(pc.is_in(self._reports["trial"], trials))
+        frame: pd.DataFrame = table.sort_by([("trial", "ascending"), ("step", "ascending")]).to_pandas()
         return frame
 
     def __repr__(self) -> str:
@@ -66,7 +77,11 @@ class Result:
 
 
 class ResultGrid(Sequence[Result]):
-    """A study's trials, in the order in which they were started; forks are shown beside their sources."""
+    """A study's results, in the order in which they were started: one for each trial that was not replaced.
+
+    Where a fork came in the place of another trial, as under Population Based Training, it stands for all of its
+    ``chain``: so there are as many results as the population has members, ``num_samples``. `trials` has each trial.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self._folder = Folder(Path(path).expanduser())
@@ -74,7 +89,13 @@ class ResultGrid(Sequence[Result]):
         self._metric: str | None = what["metric"]
         self._mode: str | None = what["mode"]
         self._record = read(self._folder.root)
-        self._results = _results(self._folder, self._record)
+        self._all = _results(self._folder, self._record)
+        self._results = _members(self._all)
+
+    @property
+    def trials(self) -> Sequence[Result]:
+        """Every trial, the replaced ones and forks that found no source among them, in the order of their numbers."""
+        return self._all
 
     def __len__(self) -> int:
         return len(self._results)
@@ -122,6 +143,8 @@ class ResultGrid(Sequence[Result]):
 
         ``scope``: which of a trial's reports count: ``last``, the best of ``all``, the average (``avg``), or that of
         the last few (``last-5-avg``, ``last-10-avg``); of those that hold the metric, even as NaN.
+        Of a population's members the last trial counts, whose weights there are; with ``all`` each of its trials does,
+        and the one that is returned is the one that said it.
         ``filter_nan_and_inf``: a trial whose score is not finite is never the best. Without it infinity counts, and
         NaN is worse than any number. Raises ValueError if there is no such metric, RuntimeError if no trial has a
         score.
@@ -130,6 +153,8 @@ class ResultGrid(Sequence[Result]):
         if scope not in _SCOPES:
             raise ValueError(f"scope must be one of {', '.join(_SCOPES)}, got {scope!r}")
         scores = self._scores(objective, scope, filter_nan_and_inf)
+        if scope != "all":
+            scores = {trial: scores[trial] for trial in map(int, (each.trial_id for each in self)) if trial in scores}
         if not scores:
             raise RuntimeError(
                 f"no trial has {'a finite' if filter_nan_and_inf else 'any'} value of {objective.metric!r}; "
@@ -148,18 +173,19 @@ class ResultGrid(Sequence[Result]):
         else:
             objective = self._asked_for(filter_metric, filter_mode)
             rows = _best_rows(reports, objective)
-        frame: pd.DataFrame = self._trials(rows).to_pandas()
+        frame: pd.DataFrame = self._trials(self, rows).to_pandas()
         return frame
 
     def to_arrow(self, table: str = "trials") -> pa.Table:
         """The study as an Arrow table.
 
-        ``trials``: a row per trial with state, configuration (``config/…``) and last metrics. ``reports``: a row per
+        ``trials``: a row per trial with state, configuration (``config/…``) and last metrics; ``parent`` is the trial
+        it was forked from, ``member`` the population's member it is a part of. ``reports``: a row per
         report; of a step that was reported twice, because a trial was set back, the first.
         """
         match table:
             case "trials":
-                return self._trials({result.trial_id: result.metrics for result in self})
+                return self._trials(self._all, {result.trial_id: result.metrics for result in self._all})
             case "reports":
                 return self._record.reports
             case _:
@@ -167,7 +193,7 @@ class ResultGrid(Sequence[Result]):
 
     @cached_property
     def _by_trial(self) -> dict[int, Result]:
-        return {int(result.trial_id): result for result in self}
+        return {int(result.trial_id): result for result in self._all}
 
     def _asked_for(self, metric: str | None, mode: str | None) -> Objective:
         metric, mode = metric or self._metric, mode or self._mode
@@ -207,12 +233,13 @@ class ResultGrid(Sequence[Result]):
                     scores[trial] = sum(of[-last:]) / len(of[-last:])
         return {trial: score for trial, score in scores.items() if math.isfinite(score) or not finite}
 
-    def _trials(self, metrics: Mapping[str, Metrics]) -> pa.Table:
+    def _trials(self, results: Sequence[Result], metrics: Mapping[str, Metrics]) -> pa.Table:
         rows = []
-        for result in self:
+        for result in results:
             row: dict[str, Any] = {"trial_id": result.trial_id}
             row |= {name: value for name, value in metrics.get(result.trial_id, {}).items() if name != "trial_id"}
-            row |= {"state": result.state.value, "why": result.why, "parent": result.parent, "logdir": result.path}
+            row |= {"state": result.state.value, "why": result.why, "parent": result.parent}
+            row |= {"member": result.member, "logdir": result.path}
             rows.append(row | dict(_flat(result.config, "config/")))
         names = dict.fromkeys(name for row in rows for name in row) or _ALWAYS
         return pa.table({name: _column([row.get(name) for row in rows], name in _ALWAYS) for name in names})
@@ -221,6 +248,9 @@ class ResultGrid(Sequence[Result]):
 def _results(folder: Folder, record: Record) -> list[Result]:
     """Fold a study's rows into its trials."""
     configs: dict[int, tuple[Config, int | None]] = {}
+    chains: dict[int, tuple[int, ...]] = {}
+    begun: dict[int, tuple[int, int]] = {}  # forks: trial and step of the checkpoint that they began from
+    schedules: dict[int, tuple[tuple[int, Config], ...]] = {}
     over: dict[int, Over] = {}
     paused: set[int] = set()
     rungs: dict[int, int] = {}
@@ -228,11 +258,18 @@ def _results(folder: Folder, record: Record) -> list[Result]:
     for row in record.rows:
         match row:
             case Proposed(trial=trial, answer=Proposal(config=config)):
-                configs[trial] = config, None
-            case Start(trial, until):
-                rungs[trial] = until
-            case Fork(trial, source, config, until):
+                configs[trial], schedules[trial] = (config, None), ((0, config),)
+            case Start(trial, until, config):
+                rungs[trial], chains[trial] = until, (trial,)
+                if config is not None:
+                    configs[trial], schedules[trial] = (config, None), ((0, config),)
+            case Fork(trial, source, config, until, replaces):
                 configs[trial], rungs[trial] = (config, source), until
+                chains[trial] = (*(() if replaces is None else chains[replaces]), trial)
+            case Loaded(trial=trial, source=source, step=step) if source != trial and trial not in begun:
+                begun[trial] = source, step
+                before = [(since, config) for since, config in schedules[source] if since < step]
+                schedules[trial] = (*before, (step, configs[trial][0]))
             case Over():
                 over[row.trial] = row
             case Ended(trial=trial, how=How.REACHED, level=level) if level >= rungs[trial]:  # else it goes on at once
@@ -247,6 +284,7 @@ def _results(folder: Folder, record: Record) -> list[Result]:
             case _:
                 pass
     last = _last_rows(record.reports)
+    last |= _rows_of(record.reports, {trial: at for trial, at in begun.items() if trial not in last})
     store = Store(folder.checkpoints)
     results = []
     for trial in sorted(configs):
@@ -272,10 +310,32 @@ def _results(folder: Folder, record: Record) -> list[Result]:
                 error=TrialFailed(end.message or end.why.value) if end and failed else None,
                 path=str(folder.checkpoints / f"{trial:06d}"),
                 parent=None if parent is None else str(parent),
+                member=str(chains[trial][0]),
+                chain=tuple(map(str, chains[trial])),
+                schedule=schedules.get(trial, ()),
                 _reports=record.reports,
             )
         )
     return results
+
+
+def _members(results: Sequence[Result]) -> list[Result]:
+    """The trials that stand for a population's members, in the order of these; other trials each for itself."""
+    last: dict[str, Result] = {}
+    for result in results:
+        if len(result.chain) == 1 or result.why != Why.NO_SOURCE.value:  # else it took nobody's place
+            last[result.member] = result
+    return list(last.values())
+
+
+def _rows_of(reports: pa.Table, wanted: Mapping[int, tuple[int, int]]) -> dict[int, Metrics]:
+    """For each trial the report that another one made at a step, where there is that."""
+    if not wanted:
+        return {}
+    rows = {
+        at: row for row, at in enumerate(zip(reports["trial"].to_pylist(), reports["step"].to_pylist(), strict=True))
+    }
+    return _metrics(reports, {trial: rows[at] for trial, at in wanted.items() if at in rows})
 
 
 def _with_rays_own(metrics: Metrics, done: bool, checkpoint: int | None) -> Metrics:

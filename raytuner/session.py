@@ -25,8 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-from raytuner.checkpoints import Checkpoint, Store
-from raytuner.events import Ended, Failed, How
+from raytuner.checkpoints import MANIFEST, Checkpoint, DamagedCheckpoint, Store
+from raytuner.events import Ended, Failed, How, Loaded
 from raytuner.mailbox import Frame, Leases, Outbox, Said, row_of
 from raytuner.objective import AUTOMATIC, Objective
 from raytuner.surroundings import Surroundings
@@ -161,9 +161,9 @@ class Session:
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Checkpoint | None) -> None:
         """One step is done. Returns when the trial is to go on; raises `TrialEnded` when it is not."""
-        said = self._take(metrics, checkpoint is not None)
+        said = self._take(metrics)
         if checkpoint is not None:
-            self._publish(checkpoint, said[1])
+            said = (*said[:6], self._publish(checkpoint, said[1]), said[7])
         declined, self._declined = self._declined, False
         # Declined: it ends after the next report, for which `should_checkpoint` is true.
         self._go_on(said, How.STOPPED if self._stops(said) else None, unwinds=not declined)
@@ -176,7 +176,7 @@ class Session:
         wants_checkpoint: bool,
     ) -> None:
         """`report` for class trainables, whose checkpoint is made when it is known whether this report needs one."""
-        said = self._take(metrics, False)
+        said = self._take(metrics)
         ends = How.RETURNED if done else How.STOPPED if self._stops(said) else None
         every = self._rules.checkpoint_every
         unwinds = self._leases.unwound  # if that comes later, it ends after the next report, which is saved
@@ -190,8 +190,7 @@ class Session:
         if needed:
             with save() as checkpoint:  # its files are gone before this parks
                 if checkpoint is not None:
-                    self._publish(checkpoint, said[1])
-                    said = (*said[:6], True, said[7])
+                    said = (*said[:6], self._publish(checkpoint, said[1]), said[7])
         self._go_on(said, ends, unwinds)
 
     def _go_on(self, said: Said, ends: How | None, unwinds: bool) -> None:
@@ -215,21 +214,24 @@ class Session:
         self._declined = not (self._leases.unwound or wanted)
         return not self._declined
 
-    def _take(self, metrics: Mapping[str, Any], checkpoint: bool) -> Said:
-        """Check what the user said; nothing has happened if this raises."""
+    def _take(self, metrics: Mapping[str, Any]) -> Said:
+        """Check what the user said, so far without a checkpoint; nothing has happened if this raises."""
         if self._over:
             raise TrialEnded  # it was told so before, and did not listen
         step = self._step + 1
         flat = flatten(metrics)
         now = time.monotonic()
-        level = float(step) if self._rules.time_attr == "training_iteration" else self._read_level(flat, step)
-        return (self._frame, step, level, time.time(), now - self._before, now - self._resumed, checkpoint, flat)
+        said = (self._frame, step, float(step), time.time(), now - self._before, now - self._resumed, "", flat)
+        if self._rules.time_attr == "training_iteration":
+            return said
+        return (*said[:2], self._read_level(said), *said[3:])
 
-    def _publish(self, checkpoint: Checkpoint, step: int) -> None:
+    def _publish(self, checkpoint: Checkpoint, step: int) -> str:
         if not isinstance(checkpoint, Checkpoint):
             raise TypeError(f"checkpoint must be a raytuner.Checkpoint, got {type(checkpoint).__name__}")
-        self._store.publish(Path(checkpoint.path), self.lease.trial.id, step, self.lease.attempt)
+        digest = self._store.publish(Path(checkpoint.path), self.lease.trial.id, step, self.lease.attempt)
         self.checkpoint = Checkpoint(self._store.path(self.lease.trial.id, step))
+        return digest
 
     def _tell(self, said: Said) -> None:
         """A report is made: it is sent, and counts."""
@@ -286,7 +288,7 @@ class Session:
         try:
             self._around.enter()
             if self.lease.checkpoint is not None:
-                self.checkpoint = self._store.load(self.lease.donor, self.lease.checkpoint)
+                self.checkpoint = self._load(self.lease.donor, self.lease.checkpoint)
             last = self._train(self.lease.trial.config)
             if isinstance(last, Mapping) and not self._over:
                 self.report(last, None)
@@ -301,6 +303,14 @@ class Session:
             _log.warning("trial %d raised an error when it was told to end:\n%s", self.lease.trial.id, "".join(lines))
         return self._refused or self._ended(self._how)
 
+    def _load(self, trial: int, step: int) -> Checkpoint:
+        """The checkpoint to begin from, whole and the one that was meant."""
+        digest, path = self._store.verify(trial, step), self._store.path(trial, step)
+        if self.lease.digest not in ("", digest):
+            raise DamagedCheckpoint(path, MANIFEST, f"its hash is {digest}, and was {self.lease.digest}")
+        self._outbox.put(Loaded(time.time(), self.lease.trial.id, self.lease.attempt, trial, step, digest), False)
+        return Checkpoint(path)
+
     def _ended(self, how: How) -> Ended:
         lease = self.lease
         metrics = {} if self._last is None else dict(row_of(self._last))
@@ -313,11 +323,14 @@ class Session:
         """How long this lease has run."""
         return time.monotonic() - self._resumed
 
-    def _read_level(self, metrics: Mapping[str, Any], step: int) -> float:
-        name = self._rules.time_attr
-        if name not in metrics:
-            raise ValueError(f"the report lacks {name!r}, the scheduler's time_attr; it holds {sorted(metrics)}")
-        level = float(metrics[name])
+    def _read_level(self, said: Said) -> float:
+        name, metrics = self._rules.time_attr, said[7]
+        value = self._value(name, said) if name in AUTOMATIC else metrics.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            lacks = value is None and name not in metrics
+            shown = f"lacks it; it holds {sorted(metrics)}" if lacks else f"holds {name}={value!r:.40}"
+            raise ValueError(f"{name!r} is the scheduler's time_attr and must be a number, but the report {shown}")
+        level = float(value)
         if not level >= self._level:
             raise ValueError(f"{name!r}, the scheduler's time_attr, must not fall: {self._level}, then {level}")
         return level

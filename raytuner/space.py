@@ -367,6 +367,10 @@ class Numeric(Domain):
         """Whether it is a plain number of this domain. A float domain takes an int, an integer domain no float."""
 
     @abstractmethod
+    def nearest(self, value: float) -> float:
+        """The value of this domain that is nearest to a finite number; a plain float or int."""
+
+    @abstractmethod
     def call(self) -> tuple[str, tuple[float, ...]]:
         """The constructor that makes this domain, and its arguments."""
 
@@ -407,6 +411,9 @@ class Float(Numeric):
     def contains(self, value: object) -> bool:
         return _is_number(value) and self.lower <= value <= self.upper
 
+    def nearest(self, value: float) -> float:
+        return float(min(max(value, self.lower), self.upper))
+
     def call(self) -> tuple[str, tuple[float, ...]]:
         return "loguniform" if self.log else "uniform", (self.lower, self.upper)
 
@@ -426,6 +433,9 @@ class Steps:
         else:
             k = self.first + math.floor(u * (self.last - self.first + 1))
         return min(max(k, self.first), self.last)
+
+    def nearest(self, k: float) -> int:
+        return min(max(math.floor(k + 0.5), self.first), self.last)
 
     def encode(self, k: int) -> float:
         if self.log:
@@ -455,6 +465,9 @@ class Integer(Numeric):
         k, rest = divmod(value, self.q)
         return rest == 0 and self.steps.first <= k <= self.steps.last
 
+    def nearest(self, value: float) -> int:
+        return self.steps.nearest(value / self.q) * self.q
+
     def call(self) -> tuple[str, tuple[float, ...]]:
         name = "lograndint" if self.steps.log else "randint"
         if self.q == 1:
@@ -479,6 +492,9 @@ class Quantized(Numeric):
 
     def contains(self, value: object) -> bool:
         return _is_multiple(value, self.q) and self.steps.first <= _nearest(value, self.q) <= self.steps.last
+
+    def nearest(self, value: float) -> float:
+        return _multiple(self.steps.nearest(value / self.q), self.q)
 
     def call(self) -> tuple[str, tuple[float, ...]]:
         return "qloguniform" if self.steps.log else "quniform", (self.lower, self.upper, self.q)
@@ -505,6 +521,9 @@ class Normal(Numeric):
     def contains(self, value: object) -> bool:
         return _is_number(value)
 
+    def nearest(self, value: float) -> float:
+        return float(value)
+
     def call(self) -> tuple[str, tuple[float, ...]]:
         return "randn", (self.mean, self.sd)
 
@@ -525,6 +544,9 @@ class QuantizedNormal(Numeric):
 
     def contains(self, value: object) -> bool:
         return _is_multiple(value, self.q)
+
+    def nearest(self, value: float) -> float:
+        return _multiple(_nearest(value, self.q), self.q)
 
     def call(self) -> tuple[str, tuple[float, ...]]:
         return "qrandn", (self.mean, self.sd, self.q)
@@ -833,7 +855,7 @@ _Later = list[tuple[dict[str, Any], str]]
 
 def _call(config: dict[str, Any], later: _Later, objects: Mapping[Held, Any], seed: int) -> None:
     """Put the functions' values in their places."""
-    with _seeded(seed):
+    with seeded(seed):
         for holder, key in later:
             holder[key] = holder[key].value(config, objects)
 
@@ -865,7 +887,7 @@ def _known(value: Any) -> Any:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Let the global generators, which Ray's users draw from in `sample_from`, start from a seed; put them back."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
     random.seed(seed)

@@ -27,6 +27,7 @@ from raytuner.events import (
     Failed,
     Finish,
     How,
+    Loaded,
     Opened,
     Over,
     Proposed,
@@ -43,7 +44,7 @@ from raytuner.ledger import Entry, IllegalChange, Ledger
 from raytuner.objective import Objective
 from raytuner.protocols import Scheduler
 from raytuner.retry import Retries
-from raytuner.trial import Failure, Lease, Observation, State, Trial, Why
+from raytuner.trial import Config, Failure, Lease, Observation, State, Trial, Why
 
 
 class Deadlock(Exception):
@@ -96,7 +97,8 @@ class Study:
         self._asked: dict[int, Start] = {}  # starts whose configuration is owed; each keeps a slot
         self._deferred: list[int] = []  # those of them that were answered `Wait`: asked again at the next observation
         self._due: deque[int] = deque()  # running trials whose lease waits for a slot
-        self._held: Counter[tuple[int, int]] = Counter()  # (trial, step) -> live forks that start from it
+        # (trial, step) -> how many need it: live forks that start from it, and the trial while others may fork from it
+        self._held: Counter[tuple[int, int]] = Counter()
         self._stopping: Finish | None = None
         self._saving: set[int] = set()  # trials that make one more step, to save it, while the study ends early
         self._out: list[Command] = []
@@ -123,7 +125,7 @@ class Study:
                 self._failed(event)
             case StopAsked():
                 self._stop_asked(event.reason, event.for_good)
-            case Ticked():
+            case Loaded() | Ticked():
                 pass
             case _:
                 assert_never(event)
@@ -174,8 +176,7 @@ class Study:
                 del self._asked[event.trial]  # it comes too late
             case Proposal(config=config):
                 del self._asked[event.trial]
-                self.ledger.open(Trial(start.trial, config), start.until)
-                self._due.append(start.trial)
+                self._begin(start, config)
             case Exhausted():
                 del self._asked[event.trial]
                 self._limit = self._starts
@@ -212,6 +213,7 @@ class Study:
             return
         entry.losses = 0
         entry.checkpoints[event.step] = self._checkpoint_config.score(event.metrics)
+        entry.digests[event.step] = event.digest
         self._release(entry)
         self._retain(entry)
 
@@ -245,6 +247,8 @@ class Study:
             self._over(entry, Why.NO_VALUE, reading.message)
         elif event.how is How.REACHED:
             self.ledger.move(entry.trial.id, State.PAUSED)
+            if self._scheduler.forks:
+                self._offer(entry)
         else:
             if event.how is How.STOPPED and self._each_report:
                 self._out.append(Unwind(event.trial, event.attempt))  # its lease was over: it may be parked
@@ -343,27 +347,40 @@ class Study:
     def _over(self, entry: Entry, why: Why, message: str = "") -> None:
         self.ledger.move(entry.trial.id, why.state)
         self._release(entry)
+        if entry.rung is not None:
+            rung, entry.rung = entry.rung, None
+            self._let_go(entry.trial.id, rung)
         self._out.append(Over(entry.trial.id, why.state, why, message))
         self._retain(entry)
-        if self._fail_fast and why.state is State.FAILED and self._stopping is None:
+        if self._fail_fast and why.state is State.FAILED and why is not Why.NO_SOURCE and self._stopping is None:
             self._stop_asked(f"trial {entry.trial.id} failed and fail_fast is set")
+
+    def _offer(self, entry: Entry) -> None:
+        """A trial is at a rung: others may be forked from the checkpoint that it has now, whatever it saves later."""
+        before, entry.rung = entry.rung, max(entry.checkpoints, default=None)
+        if entry.rung is not None:
+            self._held[entry.trial.id, entry.rung] += 1
+        if before is not None:
+            self._let_go(entry.trial.id, before)
 
     def _release(self, entry: Entry) -> None:
         """A fork that has a checkpoint of its own, or is over, no longer needs its donor's."""
-        if entry.donor is None:
-            return
-        donor, entry.donor = entry.donor, None
-        self._held[donor] -= 1
-        if not self._held[donor]:
-            del self._held[donor]
-            self._retain(self.ledger[donor[0]])
+        if entry.donor is not None:
+            donor, entry.donor = entry.donor, None
+            self._let_go(*donor)
+
+    def _let_go(self, trial: int, step: int) -> None:
+        self._held[trial, step] -= 1
+        if not self._held[trial, step]:
+            del self._held[trial, step]
+            self._retain(self.ledger[trial])
 
     def _retain(self, entry: Entry) -> None:
         """Let go of the checkpoints that retention does not keep."""
         held = [step for step in entry.checkpoints if (entry.trial.id, step) in self._held]
         kept = self._retention.keep([Kept(step, score) for step, score in entry.checkpoints.items()], held)
         for step in sorted(entry.checkpoints.keys() - kept):
-            del entry.checkpoints[step]
+            del entry.checkpoints[step], entry.digests[step]
             self._out.append(Drop(entry.trial.id, step))
 
     def _note_best(self, entry: Entry, value: float | None) -> None:
@@ -389,10 +406,11 @@ class Study:
                 break
             match self._scheduler.next():
                 case Start() as start:
-                    if self._asked and not room:
+                    if self._asked and start.config is None and not room:
                         break
                     self._start(start)
-                    return
+                    if start.config is None:
+                        return
                 case Resume() as resume:
                     self._resume(resume)
                 case Fork() as fork:
@@ -425,11 +443,19 @@ class Study:
         if self._limit is not None and self._starts >= self._limit:
             raise IllegalChange(f"the scheduler starts trial {start.trial} after it was told that none will be served")
         self._starts += 1
-        self._asked[start.trial] = start
         self._out.append(start)
+        if start.config is None:
+            self._asked[start.trial] = start
+        else:
+            self._begin(start, start.config)
         if self._starts == self._limit:
             self._close()
-        self._out.append(Ask(start.trial, start.until, self.ledger.pending()))
+        if start.config is None:
+            self._out.append(Ask(start.trial, start.until, self.ledger.pending()))
+
+    def _begin(self, start: Start, config: Config) -> None:
+        self.ledger.open(Trial(start.trial, config), start.until)
+        self._due.append(start.trial)
 
     def _resume(self, resume: Resume) -> None:
         entry = self.ledger.move(resume.trial, State.RUNNING)
@@ -441,18 +467,28 @@ class Study:
 
     def _fork(self, fork: Fork) -> None:
         self._number(fork.trial)
+        if not self._scheduler.forks:
+            raise IllegalChange(f"the scheduler forks trial {fork.source}, but says that it never forks")
         source = self.ledger.get(fork.source)
         if source is None:
             raise IllegalChange(f"trial {fork.trial} is forked from trial {fork.source}, which does not exist")
         self._out.append(fork)
-        donor = source.newest
+        step = max(source.checkpoints, default=None) if source.state.over else source.rung
+        donor = None if step is None else (fork.source, step)
         entry = self.ledger.open(Trial(fork.trial, fork.config, fork.source), fork.until, donor)
         if donor is None:
-            self._over(entry, Why.NO_SOURCE)
+            message = f"trial {fork.source} had saved nothing by step {source.step}, so nothing can go on from there"
+            self._over(entry, Why.NO_SOURCE, message)
             self._observe(entry, None, (), None)
             return
+        entry.inherited = source.inherited + source.spent
+        if step == source.step:  # until it reports, it stands where its source does
+            entry.level, entry.metrics = source.level, source.metrics
         self._held[donor] += 1
         self._due.append(fork.trial)
+        if fork.replaces is not None:
+            self._stop(Stop(fork.replaces, Why.REPLACED))
+            self._ask_again()
 
     def _number(self, trial: int) -> None:
         if trial != self._next_trial:
@@ -482,12 +518,16 @@ class Study:
                     tries=entry.tries,
                     since=entry.since,
                     origin=entry.origin,
-                    spent=entry.spent,
+                    spent=entry.inherited + entry.spent,
                     each_report=self._each_report,
                     last=last,
+                    digest=self._digest(donor, checkpoint),
                 )
             )
         )
+
+    def _digest(self, trial: int, step: int | None) -> str:
+        return "" if step is None else self.ledger[trial].digests.get(step, "")
 
     def _end_all(self, why: Why) -> None:
         for entry in list(self.ledger.live.values()):

@@ -59,6 +59,7 @@ class Why(Enum):
     FULL_BUDGET = "it reached the scheduler's last rung"
     NOT_PROMOTED = "it was not among the best of its rung"
     NO_PROMISE = "it did worse than its rung's cutoff"
+    REPLACED = "a fork of a better trial took its place"
     SCHEDULER_DONE = "the scheduler ended without resuming it"
     ERROR = "the training function raised an error"
     LOST = "its worker was lost too often without progress"
@@ -72,7 +73,7 @@ class Why(Enum):
         """The state a trial that is over for this reason is in."""
         if self in (Why.RETURNED, Why.STOP_RULE, Why.FULL_BUDGET):
             return State.DONE
-        if self in (Why.NOT_PROMOTED, Why.NO_PROMISE, Why.SCHEDULER_DONE, Why.STUDY_STOPPED):
+        if self in (Why.NOT_PROMOTED, Why.NO_PROMISE, Why.REPLACED, Why.SCHEDULER_DONE, Why.STUDY_STOPPED):
             return State.STOPPED
         return State.FAILED
 
@@ -101,15 +102,15 @@ class Report:
     """One thing a trial said: one row of the reports table.
 
     ``metrics`` holds plain scalars, Ray's automatic metrics among them. ``level`` is the value of the study's
-    ``time_attr`` (equal to ``step`` unless the user chose another). ``checkpoint`` says whether a checkpoint of this
-    step was published before the report was made.
+    ``time_attr`` (equal to ``step`` unless the user chose another). ``checkpoint`` is the hash of the manifest of the
+    checkpoint of this step, if one was published before the report was made; else "".
     """
 
     step: int
     level: float
     metrics: Metrics
     at: float
-    checkpoint: bool = False
+    checkpoint: str = ""
 
 
 class Reports(Sequence[Report]):
@@ -128,7 +129,7 @@ class Reports(Sequence[Report]):
         steps: list[int],
         levels: list[float],
         at: list[float],
-        checkpoints: list[bool],
+        checkpoints: list[str],
         metrics: dict[str, list[Any]],
         constants: dict[str, Any],
     ) -> None:
@@ -252,8 +253,10 @@ class Lease:
     ``attempt`` numbers the leases of a trial as they are given out, from 1; rows of an older attempt are refused.
     ``tries`` counts failures and losses so far. ``checkpoint`` is the step whose checkpoint to start from when the
     trial is not parked where it runs (None: from the beginning); ``donor`` is the trial it belongs to.
+    ``digest`` is the hash of its manifest, if that is known: what is loaded must have it.
     ``since`` and ``origin`` are the time at which, and the step from which, this run was first begun: a driver that
-    died and came back leaves both as they were. ``spent``: seconds of slot time in earlier leases. ``each_report``:
+    died and came back leaves both as they were. ``spent``: seconds of slot time in earlier leases, of a fork also
+    those of the trials whose training it continues. ``each_report``:
     the lease ends at the next report, whether or not that reaches ``until``. ``last``: the trial makes one more step,
     which is to be saved, and its function ends.
     """
@@ -269,6 +272,7 @@ class Lease:
     spent: float = 0.0
     each_report: bool = False
     last: bool = False
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

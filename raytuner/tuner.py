@@ -26,7 +26,8 @@ from raytuner.interrupts import Interrupts
 from raytuner.objective import Objective
 from raytuner.protocols import SchedulingPolicy, SearchAlgorithm
 from raytuner.retry import Retries
-from raytuner.schedulers import SCHEDULERS, FIFOScheduler
+from raytuner.schedulers import SCHEDULERS, FIFOScheduler, PopulationBasedTrainingReplay
+from raytuner.schedulers.explore import completed
 from raytuner.searchers import SEARCHERS, GridSearch, RandomSearch
 from raytuner.session import Rules
 from raytuner.space import Space
@@ -205,16 +206,20 @@ class Tuner:
         self._inline = executor == "inline"
         self._train = bound.trainable
         self._slot = reserved.slot
-        self._space = param_space if isinstance(param_space, Space) else Space(param_space or {})
-        self._work = Work(self._train, bound.parameters, self._space.objects)
         self._run = run_config or RunConfig()
         config = tune_config or TuneConfig()
         self._scheduler = config.scheduler or FIFOScheduler()
+        if not isinstance(param_space, Space):
+            param_space = Space(completed(param_space or {}, getattr(self._scheduler, "mutations", {})))
+        self._space = param_space
+        self._work = Work(self._train, bound.parameters, self._space.objects)
         self._searcher = config.search_alg or (GridSearch() if self._space.has_grid else RandomSearch())
         self._objective = _objective(config, self._scheduler, self._run.failure_config.on_nan == "ignore")
         if self._objective.metric is None and not isinstance(self._searcher, GridSearch | RandomSearch):
             raise ValueError(f"metric must be given: {type(self._searcher).__name__} cannot search without one")
-        if self._objective.metric is None and not isinstance(self._scheduler, FIFOScheduler):
+        if self._objective.metric is None and not isinstance(
+            self._scheduler, FIFOScheduler | PopulationBasedTrainingReplay
+        ):
             raise ValueError(
                 f"metric must be given: {type(self._scheduler).__name__} cannot compare trials without one"
             )
@@ -555,7 +560,8 @@ def _settings(settings: object) -> dict[str, Any]:
     """A searcher's or scheduler's settings as JSON: its class's name and what it was made with."""
     kind = type(settings)
     if (SEARCHERS | SCHEDULERS).get(kind.__name__) is kind and is_dataclass(settings):
-        return {"name": kind.__name__, "args": asdict(settings)}  # type: ignore[arg-type]
+        to_json = getattr(settings, "to_json", lambda: asdict(settings))  # type: ignore[arg-type]
+        return {"name": kind.__name__, "args": to_json()}
     # A repr that tells objects apart, as object's own does, would make every run another study.
     args = None if kind.__repr__ is object.__repr__ else repr(settings)
     return {"name": f"{kind.__module__}.{kind.__qualname__}", "args": args}
@@ -566,7 +572,11 @@ def _rebuild(argument: str, what: Mapping[str, Any], registry: Mapping[str, Call
         raise ValueError(
             f"tune_config must be given again: the study's {argument} is {what['name']}, not raytuner's own"
         )
-    return registry[what["name"]](**what["args"])
+    kind = registry[what["name"]]
+    try:
+        return getattr(kind, "from_json", lambda args: kind(**args))(what["args"])
+    except ValueError as error:
+        raise ValueError(f"tune_config must be given again: of the study's {argument}, {error}") from error
 
 
 def _objects(described: Any) -> Iterator[str]:

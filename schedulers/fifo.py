@@ -22,6 +22,7 @@ class Fifo:
     """The machine behind `FIFOScheduler`."""
 
     every_report = False
+    forks = False
 
     def __init__(self) -> None:
         self._started = 0

@@ -94,6 +94,7 @@ class Hyperband:
     """The machine behind `HyperBandScheduler`."""
 
     every_report = False
+    forks = False
 
     def __init__(self, table: list[Bracket], eta: int) -> None:
         self._eta = eta
