@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from raytuner.schedulers.explore import completed
 from raytuner.searchers import SEARCHERS, GridSearch, RandomSearch
 from raytuner.session import Rules
 from raytuner.space import Space
+from raytuner.spelling import current, make, spell
 from raytuner.stopper import StopRule, Watch, is_rule
 from raytuner.trainable import Bound, Reserved, check, name_of, qualified_name
 from raytuner.trial import Config, Slot
@@ -482,6 +483,8 @@ class Tuner:
         if not self._folder.exists():
             return None
         what, known = self._describe(), self._folder.read()
+        for name, registry in (("search_alg", SEARCHERS), ("scheduler", SCHEDULERS)):
+            known[name] = current(known.get(name), registry)
         differences = []
         for name in _IDENTITY:
             if name == "space" and known.get("space") != what["space"]:
@@ -514,8 +517,8 @@ class Tuner:
             "metric": self._objective.metric,
             "mode": self._objective.mode if self._objective.metric else None,
             "num_samples": self._config.num_samples,
-            "search_alg": _settings(self._searcher),
-            "scheduler": _settings(self._scheduler),
+            "search_alg": spell(self._searcher, SEARCHERS),
+            "scheduler": spell(self._scheduler, SCHEDULERS),
             "stop": _stop_rule(self._run.stop),
             "failure_config": asdict(self._run.failure_config),
             "checkpoint_config": asdict(self._run.checkpoint_config),
@@ -556,27 +559,11 @@ def _objective(config: TuneConfig, scheduler: object, patient: bool) -> Objectiv
     return Objective(found["metric"], found["mode"] or "min", patient)
 
 
-def _settings(settings: object) -> dict[str, Any]:
-    """A searcher's or scheduler's settings as JSON: its class's name and what it was made with."""
-    kind = type(settings)
-    if (SEARCHERS | SCHEDULERS).get(kind.__name__) is kind and is_dataclass(settings):
-        to_json = getattr(settings, "to_json", lambda: asdict(settings))  # type: ignore[arg-type]
-        return {"name": kind.__name__, "args": to_json()}
-    # A repr that tells objects apart, as object's own does, would make every run another study.
-    args = None if kind.__repr__ is object.__repr__ else repr(settings)
-    return {"name": f"{kind.__module__}.{kind.__qualname__}", "args": args}
-
-
-def _rebuild(argument: str, what: Mapping[str, Any], registry: Mapping[str, Callable[..., Any]]) -> Any:
-    if what["name"] not in registry:
-        raise ValueError(
-            f"tune_config must be given again: the study's {argument} is {what['name']}, not raytuner's own"
-        )
-    kind = registry[what["name"]]
+def _rebuild(argument: str, what: Mapping[str, Any], registry: Mapping[str, Any]) -> Any:
     try:
-        return getattr(kind, "from_json", lambda args: kind(**args))(what["args"])
+        return make(what, registry)
     except ValueError as error:
-        raise ValueError(f"tune_config must be given again: of the study's {argument}, {error}") from error
+        raise ValueError(f"tune_config must be given again, for the study's {argument}: {error}") from error
 
 
 def _objects(described: Any) -> Iterator[str]:

@@ -9,6 +9,9 @@ from raytuner.protocols import SchedulingPolicy
 from raytuner.schedulers.asha import ASHAScheduler, AsyncHyperBandScheduler
 from raytuner.schedulers.fifo import FIFOScheduler
 from raytuner.schedulers.hyperband import HyperBandForBOHB, HyperBandScheduler
+from raytuner.schedulers.median_stopping import MedianStoppingRule
+from raytuner.schedulers.pbt import PopulationBasedTraining
+from raytuner.schedulers.pbt_replay import PopulationBasedTrainingReplay
 
 SCHEDULERS: dict[str, type[SchedulingPolicy]] = {
     "ASHAScheduler": ASHAScheduler,
@@ -16,6 +19,9 @@ SCHEDULERS: dict[str, type[SchedulingPolicy]] = {
     "FIFOScheduler": FIFOScheduler,
     "HyperBandForBOHB": HyperBandForBOHB,
     "HyperBandScheduler": HyperBandScheduler,
+    "MedianStoppingRule": MedianStoppingRule,
+    "PopulationBasedTraining": PopulationBasedTraining,
+    "PopulationBasedTrainingReplay": PopulationBasedTrainingReplay,
 }
 """By the name a study's file gives them."""
 
@@ -26,4 +32,7 @@ __all__ = [
     "FIFOScheduler",
     "HyperBandForBOHB",
     "HyperBandScheduler",
+    "MedianStoppingRule",
+    "PopulationBasedTraining",
+    "PopulationBasedTrainingReplay",
 ]

@@ -3,7 +3,8 @@
 Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning" (arXiv:1810.05934), in the stopping form that
 Ray Tune made popular: a trial that reaches a rung is compared with the results seen there so far, and goes on at once
 or is stopped for good. Nothing waits for others, and no trial is paused for long, so no checkpoint is needed. The
-paper's algorithm 2, which pauses trials at rungs and promotes them later, is not here.
+paper's algorithm 2, which pauses trials at rungs and promotes them later, is in ``asha_promotion.py``; settings, rungs
+and brackets are the same.
 
 - Rungs are at ``grace_period * reduction_factor**k`` steps, below ``max_t``; at ``max_t`` a trial is done.
 - A trial goes on if fewer than ``n / reduction_factor`` of the ``n`` results at its rung, its own among them, are
@@ -26,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from raytuner.actions import Action, Done, Resume, Start, Stop, Wait
+from raytuner.schedulers.asha_promotion import PromotingAsha
 from raytuner.schedulers.rungs import check_mode, rising, whole
 from raytuner.trial import END, Observation, Why
 
@@ -42,6 +44,8 @@ class AsyncHyperBandScheduler:
         reduction_factor: how many times fewer trials go on, and how many times further is the next rung.
         brackets: with more than one, trials are dealt over brackets that start to compare later and later.
         stop_last_trials: False lets the trials that pass the highest rung run to their own end.
+        promotion: True pauses trials at rungs and promotes the best later, instead of stopping the others at once
+            (not in Ray). Fewer trials go on, but a trial without checkpoints begins anew each time.
     """
 
     time_attr: str = "training_iteration"
@@ -52,6 +56,7 @@ class AsyncHyperBandScheduler:
     reduction_factor: int = 4
     brackets: int = 1
     stop_last_trials: bool = True
+    promotion: bool = False
 
     def __post_init__(self) -> None:
         check_mode(self.mode)
@@ -60,13 +65,32 @@ class AsyncHyperBandScheduler:
         object.__setattr__(self, "reduction_factor", whole("reduction_factor", self.reduction_factor, 2))
         object.__setattr__(self, "brackets", whole("brackets", self.brackets, 1))
 
-    def build(self, seed: int) -> Asha:
+    def build(self, seed: int) -> Asha | PromotingAsha:
         """A fresh scheduler."""
         *rungs, last = rising(self.grace_period, self.max_t, self.reduction_factor)
-        return Asha([*rungs, last if self.stop_last_trials else END], self.reduction_factor, self.brackets, seed)
+        steps = [*rungs, last if self.stop_last_trials else END]
+        form = PromotingAsha if self.promotion else Asha
+        return form(steps, self.reduction_factor, Deal(self.brackets, len(rungs), seed))
 
 
 ASHAScheduler = AsyncHyperBandScheduler
+
+
+class Deal:
+    """Which of the brackets each trial is in: drawn by seed and trial alone."""
+
+    def __init__(self, brackets: int, rungs: int, seed: int) -> None:
+        self.brackets = brackets
+        self._seed = seed
+        weights = np.exp([max(rungs - bracket, 0) - rungs for bracket in range(brackets)])  # (brackets,)
+        self._odds = weights / weights.sum()
+
+    def bracket(self, trial: int) -> int:
+        if self.brackets == 1:
+            return 0
+        # A stream of its own: searchers draw from [seed, trial], and a bracket must not depend on the config.
+        stream = int.from_bytes(b"asha", "big")
+        return int(np.random.default_rng([self._seed, stream, trial]).choice(self.brackets, p=self._odds))
 
 
 class Lease(NamedTuple):
@@ -80,16 +104,14 @@ class Asha:
     """The machine behind `AsyncHyperBandScheduler`. ``steps``: the rungs, and at last where a trial is done."""
 
     every_report = False
+    forks = False
 
-    def __init__(self, steps: list[int], eta: int, brackets: int, seed: int) -> None:
+    def __init__(self, steps: list[int], eta: int, deal: Deal) -> None:
         self._steps = steps
         self._eta = eta
-        self._seed = seed
-        rungs = len(steps) - 1
-        weights = np.exp([max(rungs - bracket, 0) - rungs for bracket in range(brackets)])  # (brackets,)
-        self._odds = weights / weights.sum()
+        self._deal = deal
         # The results at each rung of each bracket, best first.
-        self._results: list[list[list[float]]] = [[[] for _ in range(rungs)] for _ in range(brackets)]
+        self._results: list[list[list[float]]] = [[[] for _ in steps[:-1]] for _ in range(deal.brackets)]
         self._started = 0
         self._running: dict[int, Lease] = {}
         self._ready: OrderedDict[int, Lease] = OrderedDict()  # passed a rung, and wait to be resumed
@@ -103,7 +125,7 @@ class Asha:
         if not self._closed:
             trial = self._started
             self._started += 1
-            bracket = self._draw_bracket(trial)
+            bracket = self._deal.bracket(trial)
             self._running[trial] = lease = Lease(bracket, rung=min(bracket, len(self._steps) - 1))
             return Start(trial, self._steps[lease.rung])
         return Wait() if self._running else Done()
@@ -143,10 +165,3 @@ class Asha:
         better = bisect_right(results, seen.value)
         insort(results, seen.value)
         return None if better * self._eta < len(results) else Why.NO_PROMISE
-
-    def _draw_bracket(self, trial: int) -> int:
-        if len(self._odds) == 1:
-            return 0
-        # A stream of its own: searchers draw from [seed, trial], and a bracket must not depend on the config.
-        stream = int.from_bytes(b"asha", "big")
-        return int(np.random.default_rng([self._seed, stream, trial]).choice(len(self._odds), p=self._odds))

@@ -264,6 +264,7 @@ class Population:
             return []  # it was said before
         if seen.value is None:
             self._leave(member)
+            self._meet()
             return [Stop(seen.trial, Why.NO_VALUE)]
         self._explorer.saw(member, seen)
         member.level, member.value, member.config, member.own = seen.level, seen.value, seen.config, True

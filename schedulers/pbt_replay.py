@@ -8,6 +8,7 @@ own checkpoint and with the next configuration, comes in its place; with the las
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -78,15 +79,17 @@ class Replay:
         self._ends = [*(step for step, _ in schedule[1:]), END]  # of each configuration's part
         self._numbered = 0
         self._parts: dict[int, int] = {}  # live trials -> which part they are in
-        self._ready: list[int] = []  # trials at the end of theirs
+        self._ready: dict[int, float] = {}  # trials at the end of theirs, with their levels
         self._replaced: int | None = None  # by the last fork, which may have no source yet
         self._closed = False
 
     def next(self) -> Action:
         self._replaced = None
         if self._ready:
-            trial = self._replaced = self._ready.pop(0)
-            part = self._parts.pop(trial) + 1
+            trial, level = next(iter(self._ready.items()))
+            self._forget(trial)
+            self._replaced = trial
+            part = bisect_right(self._ends, level)  # reports may skip a change
             return Fork(self._number(part), trial, self._configs[part], self._ends[part], replaces=trial)
         if not self._closed:
             return Start(self._number(0), self._ends[0], self._configs[0])
@@ -103,7 +106,7 @@ class Replay:
             return []
         if seen.until != self._ends[part] or seen.trial in self._ready:
             return []  # it was said before
-        self._ready.append(seen.trial)
+        self._ready[seen.trial] = seen.level
         return []
 
     def close(self, unserved: Sequence[int] = ()) -> list[Stop]:
@@ -119,8 +122,7 @@ class Replay:
 
     def _forget(self, trial: int) -> None:
         self._parts.pop(trial, None)
-        if trial in self._ready:
-            self._ready.remove(trial)
+        self._ready.pop(trial, None)
 
 
 def _checked(schedule: Any) -> Schedule:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,11 +17,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from raytuner.actions import Action, Done, Resume, Start, Stop, Wait
+from raytuner.actions import Action, Done, Fork, Resume, Start, Stop, Wait
 from raytuner.protocols import Scheduler, SchedulingPolicy
-from raytuner.schedulers import SCHEDULERS, AsyncHyperBandScheduler, FIFOScheduler, HyperBandForBOHB, HyperBandScheduler
+from raytuner.schedulers import (
+    SCHEDULERS,
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    HyperBandForBOHB,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    PopulationBasedTrainingReplay,
+)
 from raytuner.schedulers.rungs import brackets
-from raytuner.trial import END, Failure, Observation, Why
+from raytuner.space import choice, loguniform, uniform
+from raytuner.spelling import make, spell
+from raytuner.trial import END, Config, Failure, Observation, Why
+
+MUTATIONS = {"lr": loguniform(1e-4, 1.0), "width": [8, 16, 32], "optimizer": choice([{"momentum": uniform(0, 1)}, {}])}
+CONFIG = {"lr": 0.01, "width": 16, "optimizer": {"momentum": 0.5}}
 
 SETTINGS: dict[str, SchedulingPolicy] = {
     "fifo": FIFOScheduler(),
@@ -31,13 +45,49 @@ SETTINGS: dict[str, SchedulingPolicy] = {
     "asha without rungs": AsyncHyperBandScheduler(max_t=5, grace_period=5),
     "asha brackets": AsyncHyperBandScheduler(max_t=27, reduction_factor=3, brackets=3),
     "asha too many brackets": AsyncHyperBandScheduler(max_t=4, reduction_factor=2, brackets=6),
+    "asha promotion": AsyncHyperBandScheduler(promotion=True),
+    "asha promotion 2": AsyncHyperBandScheduler(max_t=27, grace_period=2, reduction_factor=2, promotion=True),
+    "asha promotion brackets": AsyncHyperBandScheduler(max_t=27, reduction_factor=3, brackets=3, promotion=True),
+    "asha promotion to the end": AsyncHyperBandScheduler(
+        max_t=9, reduction_factor=3, stop_last_trials=False, promotion=True
+    ),
     "hyperband": HyperBandScheduler(),
     "hyperband 9": HyperBandForBOHB(max_t=9),
     "hyperband 2": HyperBandScheduler(max_t=10, reduction_factor=2),
     "hyperband to the end": HyperBandScheduler(max_t=9, stop_last_trials=False),
     "hyperband grace": HyperBandScheduler(max_t=27, grace_period=3),
     "hyperband one step": HyperBandScheduler(max_t=1),
+    "median": MedianStoppingRule(time_attr="training_iteration", grace_period=3),
+    "median hyperband": MedianStoppingRule(
+        time_attr="training_iteration",
+        grace_period=2,
+        min_samples_required=2,
+        scheduler=HyperBandScheduler(max_t=27),
+    ),
+    "pbt": PopulationBasedTraining(perturbation_interval=5, hyperparam_mutations=MUTATIONS),
+    "pbt half": PopulationBasedTraining(
+        perturbation_interval=3,
+        burn_in_period=7,
+        quantile_fraction=0.5,
+        resample_probability=0.0,
+        perturbation_factors={"lr": (0.5, 2.0)},
+        hyperparam_mutations=MUTATIONS,
+    ),
+    "pbt tournament": PopulationBasedTraining(
+        perturbation_interval=4, exploit="binary_tournament", hyperparam_mutations=MUTATIONS
+    ),
+    "pbt synch": PopulationBasedTraining(perturbation_interval=5, synch=True, hyperparam_mutations=MUTATIONS),
+    "pbt synch tournament": PopulationBasedTraining(
+        perturbation_interval=4, exploit="binary_tournament", synch=True, hyperparam_mutations=MUTATIONS
+    ),
+    "pbt replay": PopulationBasedTrainingReplay(schedule=[(0, {"lr": 0.1}), (4, {"lr": 0.2}), (9, {"lr": 0.1})]),
 }
+
+LENGTH = 60
+"""Where trials end that the scheduler itself would let run for ever."""
+
+NOTHING_WITHOUT = {"PopulationBasedTraining", "PopulationBasedTrainingReplay"}
+"""Schedulers that must be told something."""
 
 Call = Callable[[Scheduler], Any]
 
@@ -47,6 +97,7 @@ class Standing:
     """Where a trial is: on its way to ``until``, last seen at ``level``."""
 
     until: int
+    config: Config
     level: float = 0.0
     value: float | None = None
     said: Observation | None = None
@@ -62,6 +113,8 @@ class World:
         self.trials = trials
         self.scheduler = policy.build(seed)
         self.started = 0
+        self.numbered = 0  # forks are trials too
+        self.lacking = 0  # so many of the next forks find no checkpoint
         self.proposing: dict[int, Standing] = {}  # started, and waits for its configuration
         self.running: dict[int, Standing] = {}
         self.paused: dict[int, Standing] = {}
@@ -86,20 +139,24 @@ class World:
         """Offer a free slot."""
         action: Action = self.call(lambda s: s.next())
         match action:
-            case Start(trial, until):
+            case Start(trial, until, config):
                 assert not self.closed
-                assert trial == self.started
+                assert trial == self.numbered
                 assert until > 0
                 self.started += 1
-                self.proposing[trial] = Standing(until)
+                self.numbered += 1
+                where = self.proposing if config is None else self.running
+                where[trial] = Standing(until, CONFIG if config is None else config)
                 if self.started == self.trials:
                     self.close()
             case Resume(trial, until):
                 standing = self.paused.pop(trial)
                 assert until > standing.until
                 assert until > standing.level
-                self.running[trial] = Standing(until, standing.level, standing.value, standing.said)
+                self.running[trial] = replace(standing, until=until)
                 self.resumed.setdefault(trial, []).append(until)
+            case Fork():
+                self.fork(action)
             case Wait():
                 assert self.running or self.proposing, "a deadlock"
             case Done():
@@ -109,6 +166,24 @@ class World:
             case _:
                 raise AssertionError(action)
         return action
+
+    def fork(self, fork: Fork) -> None:
+        assert self.scheduler.forks
+        assert fork.trial == self.numbered
+        self.numbered += 1
+        source = self.paused.get(fork.source) or self.running[fork.source]
+        assert source.said is not None, "it was at no rung"
+        assert fork.until > source.said.level
+        assert fork.replaces in self.paused
+        if self.lacking:
+            self.lacking -= 1
+            self.over[fork.trial] = Why.NO_SOURCE
+            seen = Observation(fork.trial, fork.config, 0, 0.0, fork.until, None, ended=True)
+            self._obey(self.call(lambda s: s.judge(seen)))
+            return
+        self.running[fork.trial] = Standing(fork.until, fork.config, source.said.level, source.said.value)
+        del self.paused[fork.replaces]
+        self.over[fork.replaces] = Why.REPLACED
 
     def serve(self, trial: int) -> None:
         """The searcher proposed a configuration: the trial runs."""
@@ -131,10 +206,18 @@ class World:
     def reach(self, trial: int, value: float | None, ahead: float = 0.0, ended: bool = False) -> None:
         """The lease ended at a report, ``ahead`` of its target. A trial that runs for ever returns some time."""
         standing = self.running[trial]
-        if standing.until == END:
+        if standing.until == END or (self.scheduler.forks and standing.until > LENGTH):
             self.end(trial, value, standing.level + ahead)
         else:
             self._say(trial, standing, standing.until + ahead, value, ended)
+
+    def report(self, trial: int, value: float, part: float = 0.5) -> None:
+        """A running trial speaks on its way, which only some schedulers hear of."""
+        standing = self.running[trial]
+        level = standing.level + part * (min(standing.until, standing.level + LENGTH) - standing.level)
+        if self.scheduler.every_report and standing.level < level < standing.until:
+            self.running[trial] = replace(standing, level=level, value=value)
+            self._hear(self._seen(trial, standing, level, value), running=True)
 
     def end(self, trial: int, value: float | None, level: float) -> None:
         """A running trial is over: it returned, met a stop rule, or failed for good (no value)."""
@@ -152,9 +235,27 @@ class World:
             assert list(self.call(lambda s: s.judge(said))) == []
 
     def _say(self, trial: int, standing: Standing, level: float, value: float | None, ended: bool) -> None:
-        seen = Observation(
+        seen = self._seen(trial, standing, level, value, ended)
+        if self.scheduler.every_report and level > standing.level and value is not None and trial in self.running:
+            self._hear(replace(seen, ended=False), running=True)  # its last report, before its end
+            if trial in self.over:
+                return
+        self.running.pop(trial, None)
+        self.paused.pop(trial, None)
+        if ended:
+            self.over[trial] = None
+        else:
+            self.paused[trial] = replace(standing, level=level, value=value, said=seen)
+        self._hear(seen)
+        if ended:  # word of a trial that is over changes nothing
+            assert list(self.call(lambda s: s.judge(seen))) == []
+
+    def _seen(
+        self, trial: int, standing: Standing, level: float, value: float | None, ended: bool = False
+    ) -> Observation:
+        return Observation(
             trial=trial,
-            config={},
+            config=standing.config,
             step=int(level),
             level=level,
             until=standing.until,
@@ -162,17 +263,12 @@ class World:
             failure=Failure.ERROR if value is None else None,
             ended=ended,
         )
-        self.running.pop(trial, None)
-        self.paused.pop(trial, None)
-        if ended:
-            self.over[trial] = None
-        else:
-            self.paused[trial] = Standing(standing.until, level, value, seen)
-        self._obey(self.call(lambda s: s.judge(seen)))
-        if ended:  # word of a trial that is over changes nothing
-            assert list(self.call(lambda s: s.judge(seen))) == []
 
-    def _obey(self, stops: list[Stop]) -> None:
+    def _hear(self, seen: Observation, running: bool = False) -> None:
+        heard = replace(seen, running=running)
+        self._obey(self.call(lambda s: s.judge(heard)))
+
+    def _obey(self, stops: Sequence[Stop]) -> None:
         for stop in stops:
             live = self.paused if stop.trial in self.paused else self.running
             del live[stop.trial]
@@ -182,6 +278,7 @@ class World:
 
     def finish(self, value: Callable[[int], float | None] = lambda trial: float(trial % 3)) -> None:
         """Run on without trouble until the scheduler says that it is done."""
+        self.lacking = 0
         for _ in range(40 * (self.trials + 1)):
             while self.free() and not isinstance(self.ask(), Wait):
                 pass
@@ -195,7 +292,7 @@ class World:
     def check(self) -> None:
         assert self.done, "the study did not end"
         assert self.closed
-        assert self.over.keys() | self.unserved == set(range(self.started))
+        assert self.over.keys() | self.unserved == set(range(self.numbered))
         assert not self.over.keys() & self.unserved
         assert self.scheduler.next() == Done()
         for targets in self.resumed.values():
@@ -265,6 +362,16 @@ def machine(policy: SchedulingPolicy) -> type[RuleBasedStateMachine]:
             standing = self.world.running[trial]
             self.world.end(trial, value, standing.level + part * (min(standing.until, 200) - standing.level))
 
+        @precondition(lambda self: self.world.running and self.world.scheduler.every_report)
+        @rule(data=st.data(), value=values, part=st.floats(0, 1))
+        def report(self, data: st.DataObject, value: float, part: float) -> None:
+            self.world.report(data.draw(st.sampled_from(sorted(self.world.running))), value, part)
+
+        @precondition(lambda self: self.world.scheduler.forks)
+        @rule(forks=st.integers(0, 3))
+        def lack(self, forks: int) -> None:
+            self.world.lacking = forks
+
         @precondition(lambda self: self.world.running)
         @rule(data=st.data())
         def no_value(self, data: st.DataObject) -> None:
@@ -328,6 +435,8 @@ def test_long_runs(name: str, seed: int, slots: int, trials: int, trouble: float
             trial = chance.choice(sorted(world.running))
             if chance.random() < trouble:
                 disturb(world, trial, chance)
+            elif chance.random() < 0.5:
+                world.report(trial, float(chance.randrange(9)))
             else:
                 world.reach(trial, float(chance.randrange(9)))
     world.finish()
@@ -335,7 +444,7 @@ def test_long_runs(name: str, seed: int, slots: int, trials: int, trouble: float
 
 def disturb(world: World, trial: int, chance: random.Random) -> None:
     """One kind of trouble, mostly for this running trial."""
-    match chance.randrange(6):
+    match chance.randrange(7):
         case 0:
             world.reach(trial, 1.0, ahead=chance.choice([0.5, 3, 100]), ended=chance.random() < 0.3)
         case 1:
@@ -348,13 +457,16 @@ def disturb(world: World, trial: int, chance: random.Random) -> None:
             world.end_paused(chance.choice(sorted(world.paused)))
         case 5 if chance.random() < 0.02:
             world.exhaust(chance.sample(sorted(world.proposing), chance.randint(0, len(world.proposing))))
+        case 6:
+            world.lacking += 1
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_single_trial_runs_to_its_end(name: str) -> None:
     world = World(SETTINGS[name], seed=0, slots=4, trials=1)
     world.finish()
-    assert world.over in ({0: None}, {0: Why.FULL_BUDGET})
+    assert list(world.over.values())[-1] in (None, Why.FULL_BUDGET)
+    assert set(list(world.over.values())[:-1]) <= {Why.REPLACED}
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -362,10 +474,11 @@ def test_a_study_without_configurations_ends(name: str) -> None:
     world = World(SETTINGS[name], seed=0, slots=4, trials=100)
     for _ in range(4):
         world.ask()
-    world.exhaust([2, 0])
-    world.exhaust([1, 3])
+    asked = [trial for trial in (2, 0, 1, 3) if trial in world.proposing]
+    world.exhaust(asked[:2])
+    world.exhaust(asked[2:])
     world.finish()
-    assert world.over == {}
+    assert len(world.unserved) == len(asked)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -384,10 +497,10 @@ def test_many_trials_take_no_longer_each(name: str) -> None:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings_are_rebuilt_by_name(name: str) -> None:
     policy = SETTINGS[name]
-    assert SCHEDULERS[type(policy).__name__](**vars(policy)) == policy
+    assert make(spell(policy, SCHEDULERS), SCHEDULERS) == policy
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", SCHEDULERS.keys() - NOTHING_WITHOUT)
 def test_defaults_build(name: str) -> None:
     assert SCHEDULERS[name]().build(0).next() is not None
 

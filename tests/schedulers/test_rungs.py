@@ -6,7 +6,11 @@ from itertools import pairwise
 
 import pytest
 
+from raytuner.actions import Done, Resume, Start
+from raytuner.protocols import SchedulingPolicy
+from raytuner.schedulers import AsyncHyperBandScheduler, HyperBandScheduler
 from raytuner.schedulers.rungs import brackets, check_mode, levels, rising, whole
+from raytuner.trial import Observation
 
 # (R, eta): the levels, and of each bracket how many trials run to each of its steps.
 TABLES = {
@@ -51,6 +55,52 @@ def test_every_pair_has_its_brackets() -> None:
             for s, bracket in zip(range(s_max, -1, -1), table, strict=True):
                 assert (bracket.size - 1) * (s + 1) < (s_max + 1) * eta**s <= bracket.size * (s + 1)
                 assert all(size >= 1 for size in bracket.sizes(eta))
+
+
+def farthest_of_a_study(policy: SchedulingPolicy, trials: int) -> int:
+    """The last step of a study in one slot, whose later trials are better; it must end with every trial over."""
+    scheduler = policy.build(seed=0)
+    over: set[int] = set()
+    farthest = 0
+    while True:
+        match scheduler.next():
+            case Start(trial, until) | Resume(trial, until):
+                farthest = max(farthest, until)
+                stops = [*scheduler.close()] if trial == trials - 1 else []
+                seen = Observation(trial, {}, step=until, level=until, until=until, value=-float(trial))
+                over.update(stop.trial for stop in [*stops, *scheduler.judge(seen)])
+            case Done():
+                assert over == set(range(trials))
+                return farthest
+            case other:
+                raise AssertionError(other)
+
+
+def check_studies(most: int, eta: int) -> None:
+    """All of Hyperband's brackets and one trial more."""
+    trials = sum(bracket.size for bracket in brackets(1, most, eta)) + 1
+    for policy in (
+        HyperBandScheduler(max_t=most, reduction_factor=eta),
+        AsyncHyperBandScheduler(max_t=most, reduction_factor=eta),
+        AsyncHyperBandScheduler(max_t=most, reduction_factor=eta, promotion=True),
+    ):
+        assert farthest_of_a_study(policy, trials) == most
+
+
+@pytest.mark.parametrize("eta", range(2, 11))
+def test_studies_end(eta: int) -> None:
+    """At each power of eta, where rounding would lose a rung, on both sides of it, and in between."""
+    powers = [eta**k for k in range(9)]
+    for most in sorted({*range(1, 301, 43), *(power + aside for power in powers for aside in (-1, 0, 1))}):
+        if 1 <= most <= 300:
+            check_studies(most, eta)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("eta", range(2, 11))
+def test_all_studies_end(eta: int) -> None:
+    for most in range(1, 301):
+        check_studies(most, eta)
 
 
 def test_levels_do_not_go_below_the_least() -> None:
