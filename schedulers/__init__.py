@@ -10,6 +10,7 @@ from raytuner.schedulers.asha import ASHAScheduler, AsyncHyperBandScheduler
 from raytuner.schedulers.fifo import FIFOScheduler
 from raytuner.schedulers.hyperband import HyperBandForBOHB, HyperBandScheduler
 from raytuner.schedulers.median_stopping import MedianStoppingRule
+from raytuner.schedulers.pb2 import PB2
 from raytuner.schedulers.pbt import PopulationBasedTraining
 from raytuner.schedulers.pbt_replay import PopulationBasedTrainingReplay
 
@@ -20,12 +21,14 @@ SCHEDULERS: dict[str, type[SchedulingPolicy]] = {
     "HyperBandForBOHB": HyperBandForBOHB,
     "HyperBandScheduler": HyperBandScheduler,
     "MedianStoppingRule": MedianStoppingRule,
+    "PB2": PB2,
     "PopulationBasedTraining": PopulationBasedTraining,
     "PopulationBasedTrainingReplay": PopulationBasedTrainingReplay,
 }
 """By the name a study's file gives them."""
 
 __all__ = [
+    "PB2",
     "SCHEDULERS",
     "ASHAScheduler",
     "AsyncHyperBandScheduler",

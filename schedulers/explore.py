@@ -16,9 +16,10 @@ A custom function is called last, with the outcome; what it returns is brought b
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
@@ -78,6 +79,10 @@ class Explorer:
     def explore(self, config: Config, rng: np.random.Generator) -> Config:
         """The next configuration, from that of the source."""
         explored: dict[str, Any] = self._kinds.explore(plain(config, "config"), Chance(rng, self._resample_probability))
+        return self.finish(explored, rng)
+
+    def finish(self, explored: dict[str, Any], rng: np.random.Generator) -> Config:
+        """What the custom function makes of an explored configuration, if there is one."""
         if self._custom is None:
             return explored
         with seeded(int(rng.integers(2**32))):
@@ -118,21 +123,26 @@ class Number:
     factors: Factors
 
     def explore(self, value: Any, chance: Chance) -> float:
-        if chance.resamples():
+        if chance.resamples() or not _is_number(value):  # param_space may have another choice than the mutations
             return self.domain.sample(chance.rng)
         was, factor = self.settle(value), chance.one_of(self.factors)
         target = was * factor
         if not math.isfinite(target):
             return was
         moved = self.domain.nearest(target)
-        if moved == was and (step := getattr(self.domain, "q", 0.0)):
-            moved = self.domain.nearest(was + math.copysign(step, target - was) if target != was else was)
+        if moved == was and factor != 1 and (step := getattr(self.domain, "q", 0.0)):
+            moved = self.domain.nearest(was + math.copysign(step, target - was if was else factor - 1))
         return moved
 
     def settle(self, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not _is_number(value):
             raise ValueError(f"{self.name} is {value!r:.80}, expected a number of {self.domain.describe()}")
         return self.domain.nearest(value)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    """Whether it is a finite number, and an int not too large to be a float."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +155,8 @@ class Ladder:
     def explore(self, value: Any, chance: Chance) -> Any:
         place = self._place(value)
         if chance.resamples() or place is None:
-            return chance.one_of(self.values)
-        return self.values[min(max(place + chance.one_of((-1, 1)), 0), len(self.values) - 1)]
+            return plain(chance.one_of(self.values), self.name)
+        return plain(self.values[min(max(place + chance.one_of((-1, 1)), 0), len(self.values) - 1)], self.name)
 
     def settle(self, value: Any) -> Any:
         if self._place(value) is None:
@@ -188,14 +198,23 @@ class Pick:
 class Drawn:
     """What a function returns."""
 
+    name: str
     space: Space
     factors: Factors
 
     def explore(self, value: Any, chance: Chance) -> Any:
-        if chance.resamples() or isinstance(value, bool) or not isinstance(value, (int, float)):
-            return self.space.sample(chance.rng)[_HERE]
+        if chance.resamples() or not _is_number(value):
+            return self._draw(chance.rng)
         moved = value * chance.one_of(self.factors)
-        return type(value)(moved) if math.isfinite(moved) else value
+        if not math.isfinite(moved):
+            return value
+        return round(moved) if isinstance(value, int) else float(moved)
+
+    def _draw(self, rng: np.random.Generator) -> Any:
+        try:
+            return self.space.sample(rng)[_HERE]
+        except ValueError as error:
+            raise ValueError(f"hyperparam_mutations: the function of {self.name!r} failed: {error}") from error
 
     def settle(self, value: Any) -> Any:
         return value
@@ -226,10 +245,16 @@ def _kind(
         case Numeric():
             return Number(where, raw, _factors(where, factors, unused))
         case Choice():
+            space = Space({_HERE: choice(raw.options)})
+            if space.objects:  # their tokens name the place in `param_space`, which may have others
+                raise TypeError(
+                    f"hyperparam_mutations: {where!r} holds {next(iter(space.objects.values()))!r:.80}; expected plain "
+                    "values and domains: give objects names, and look them up in the training function"
+                )
             branches = [
                 (Space({_HERE: option}), _kind(option, where, factors, unused, inside=True)) for option in raw.options
             ]
-            return Pick(where, Space({_HERE: choice(raw.options)}), branches)
+            return Pick(where, space, branches)
         case Mapping() if inside:
             kinds = {name: _kind(each, f"{where}/{name}", factors, unused, True) for name, each in raw.items()}
             found = {name: kind for name, kind in kinds.items() if kind is not None}
@@ -241,9 +266,9 @@ def _kind(
                 raise ValueError(f"hyperparam_mutations: {where!r} is an empty list")
             return Ladder(where, plain(list(raw), where))
         case Function():
-            return Drawn(Space({_HERE: raw}), _factors(where, factors, unused))
-        case _ if callable(raw):
-            return Drawn(Space({_HERE: sample_from(raw)}), _factors(where, factors, unused))
+            return Drawn(where, Space({_HERE: raw}), _factors(where, factors, unused))
+        case _ if callable(raw) and not inside:
+            return Drawn(where, Space({_HERE: sample_from(raw)}), _factors(where, factors, unused))
     return None
 
 
@@ -306,3 +331,20 @@ def from_json(description: Any) -> Mapping[str, Any]:
     """What `to_json` described. ValueError if there was a function in it."""
     found: Mapping[str, Any] = unpack(description)
     return found
+
+
+def check_custom(function: object) -> None:
+    """Refuse a custom function that is none."""
+    if function is not None and not callable(function):
+        raise TypeError(f"custom_explore_fn={function!r:.80}: expected a function of a configuration")
+
+
+def name_of(function: object) -> str | None:
+    """What is recorded of a custom function."""
+    return None if function is None else getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def check_no_code(recorded: str | None) -> None:
+    """Refuse to read back settings with a custom function."""
+    if recorded is not None:
+        raise ValueError(f"custom_explore_fn is code ({recorded})")

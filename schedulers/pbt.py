@@ -80,13 +80,11 @@ class PopulationBasedTraining:
 
     def __post_init__(self) -> None:
         check_population(self)
-        if not 0 <= self.resample_probability <= 1:
-            raise ValueError(f"resample_probability={self.resample_probability!r}: expected a number from 0 to 1")
+        check_share("resample_probability", self.resample_probability, 1)
         if self.exploit not in EXPLOITS:
             raise ValueError(f"exploit={self.exploit!r}: expected one of {', '.join(map(repr, EXPLOITS))}")
         object.__setattr__(self, "perturbation_factors", _checked_factors(self.perturbation_factors))
-        if self.custom_explore_fn is not None and not callable(self.custom_explore_fn):
-            raise TypeError(f"custom_explore_fn={self.custom_explore_fn!r:.80}: expected a function of a configuration")
+        explore.check_custom(self.custom_explore_fn)
         if not self.hyperparam_mutations and self.custom_explore_fn is None:
             raise ValueError("hyperparam_mutations or custom_explore_fn must be given: else nothing would ever change")
         if not isinstance(self.hyperparam_mutations or {}, Mapping):
@@ -104,18 +102,16 @@ class PopulationBasedTraining:
 
     def to_json(self) -> dict[str, Any]:
         """The settings as they stand in ``study.json``; of functions the names."""
-        custom = self.custom_explore_fn
         return {
             **{each.name: getattr(self, each.name) for each in fields(self)},
             "hyperparam_mutations": explore.to_json(self.mutations),
-            "custom_explore_fn": None if custom is None else getattr(custom, "__qualname__", type(custom).__qualname__),
+            "custom_explore_fn": explore.name_of(self.custom_explore_fn),
         }
 
     @classmethod
     def from_json(cls, settings: Mapping[str, Any]) -> Self:
         """What `to_json` wrote down. ValueError if there was a function in it."""
-        if settings["custom_explore_fn"] is not None:
-            raise ValueError(f"custom_explore_fn is code ({settings['custom_explore_fn']})")
+        explore.check_no_code(settings["custom_explore_fn"])
         return cls(**{**settings, "hyperparam_mutations": explore.from_json(settings["hyperparam_mutations"])})
 
     def _explorer(self) -> explore.Explorer:
@@ -132,8 +128,7 @@ def check_population(settings: Any) -> None:
     for name, least in (("perturbation_interval", 1), ("burn_in_period", 0)):
         if hasattr(settings, name):
             object.__setattr__(settings, name, whole(name, getattr(settings, name), least, END // 4))
-    if isinstance(settings.quantile_fraction, bool) or not 0 <= settings.quantile_fraction <= 0.5:
-        raise ValueError(f"quantile_fraction={settings.quantile_fraction!r}: expected a number from 0 to 0.5")
+    check_share("quantile_fraction", settings.quantile_fraction, 0.5)
     if not isinstance(settings.synch, bool):
         raise ValueError(f"synch={settings.synch!r}: expected True or False")
     for name in ("log_config", "require_attrs"):
@@ -144,12 +139,22 @@ def check_population(settings: Any) -> None:
             )
 
 
+def check_share(name: str, value: object, most: float) -> None:
+    """Refuse what is no number from 0 to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+        raise ValueError(f"{name}={value!r}: expected a number from 0 to {most}")
+
+
 def _checked_factors(factors: Any) -> Any:
     if isinstance(factors, Mapping):
-        return {name: _checked_factors(each) for name, each in factors.items()}
+        return {name: _factors_of(each, f"{name!r}: ") for name, each in factors.items()}
+    return _factors_of(factors)
+
+
+def _factors_of(factors: Any, whose: str = "") -> explore.Factors:
     if isinstance(factors, (list, tuple)) and factors and all(_is_factor(each) for each in factors):
         return tuple(factors)
-    raise ValueError(f"perturbation_factors={factors!r:.80}: expected numbers above 0, such as (1.2, 0.8)")
+    raise ValueError(f"perturbation_factors={whose}{factors!r:.80}: expected numbers above 0, such as (1.2, 0.8)")
 
 
 def _is_factor(value: Any) -> bool:
@@ -164,7 +169,7 @@ class Member:
     """A chain of trials, of which the last one lives.
 
     ``until``: where its lease leads, or led. ``level``, ``value``: at the last rung; of a fork that was at none yet
-    those of its source. ``own``: whether it was at a rung. ``source``: whom it takes over, when it has a slot.
+    those of its source. ``own``: whether it was at a rung. ``source``: the trial that it takes over, when it has a slot.
     """
 
     number: int
@@ -174,7 +179,7 @@ class Member:
     value: float | None = None
     config: Config = field(default_factory=dict)
     own: bool = False
-    source: Member | None = None
+    source: int | None = None
 
 
 class Explores(Protocol):
@@ -295,8 +300,8 @@ class Population:
 
     def _go_on(self, member: Member) -> Resume | Fork:
         """A member has a slot again."""
-        source, member.source = member.source, None
-        if source is not None and source.own and self._members.get(source.trial) is source:
+        trial, member.source = member.source, None
+        if trial is not None and (source := self._members.get(trial)) is not None:
             return self._fork(member, source)
         member.until = self._next_rung(member)
         self._begin(member)
@@ -358,7 +363,8 @@ class Population:
             self._turn(member, ranked)
 
     def _turn(self, member: Member, ranked: Sequence[Member]) -> None:
-        member.source = self._source(member, ranked, self._chance())
+        source = self._source(member, ranked, self._chance())
+        member.source = None if source is None else source.trial
         self._want_slot(member)
 
     def _ranked(self) -> list[Member]:

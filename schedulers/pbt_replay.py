@@ -102,7 +102,7 @@ class Replay:
         if seen.ended:
             self._forget(seen.trial)
             if self._replaced is not None and seen.value is None and seen.failure is None:
-                return [Stop(self._replaced, Why.NO_SOURCE)]  # it saved nothing: the next part cannot go on from it
+                return [Stop(self._replaced, Why.SCHEDULER_DONE)]  # it saved nothing: the next part cannot go on
             return []
         if seen.until != self._ends[part] or seen.trial in self._ready:
             return []  # it was said before
@@ -162,6 +162,8 @@ def _of_rays_file(path: Path) -> Schedule:
                 break
             expected, first = new_tag, first_so_far
             changes.append((step, config))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"policy_file={str(path)!r} is no policy file of Ray Tune's: {error}") from None
+    if not changes:
+        raise ValueError(f"policy_file={str(path)!r} is empty")
     return list(dict([(0, first), *reversed(changes)]).items())  # of two changes at one step the later

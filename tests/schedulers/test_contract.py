@@ -6,8 +6,10 @@ A new scheduler is one line in `SETTINGS`.
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -20,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from raytuner.actions import Action, Done, Fork, Resume, Start, Stop, Wait
 from raytuner.protocols import Scheduler, SchedulingPolicy
 from raytuner.schedulers import (
+    PB2,
     SCHEDULERS,
     AsyncHyperBandScheduler,
     FIFOScheduler,
@@ -80,16 +83,26 @@ SETTINGS: dict[str, SchedulingPolicy] = {
     "pbt synch tournament": PopulationBasedTraining(
         perturbation_interval=4, exploit="binary_tournament", synch=True, hyperparam_mutations=MUTATIONS
     ),
+    "pb2": PB2(perturbation_interval=10, hyperparam_bounds={"lr": [1e-4, 1.0], "width": choice([8, 16, 32])}),
+    "pb2 synch": PB2(perturbation_interval=15, synch=True, hyperparam_bounds={"lr": loguniform(1e-4, 1.0)}),
     "pbt replay": PopulationBasedTrainingReplay(schedule=[(0, {"lr": 0.1}), (4, {"lr": 0.2}), (9, {"lr": 0.1})]),
 }
 
 LENGTH = 60
 """Where trials end that the scheduler itself would let run for ever."""
 
-NOTHING_WITHOUT = {"PopulationBasedTraining", "PopulationBasedTrainingReplay"}
+NOTHING_WITHOUT = {"PB2", "PopulationBasedTraining", "PopulationBasedTrainingReplay"}
 """Schedulers that must be told something."""
 
 Call = Callable[[Scheduler], Any]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def any_model() -> Iterator[None]:
+    """What a model proposes is no matter here, and a Gaussian process at every fork takes its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raytuner.schedulers.pb2.suggest", lambda space, *rest: space.sample(rest[-1]))
+        yield
 
 
 @dataclass
@@ -319,18 +332,26 @@ class World:
             turn += 1
 
 
-def machine(policy: SchedulingPolicy) -> type[RuleBasedStateMachine]:
-    """A Hypothesis machine that makes every kind of trouble, step by step; good at small counter-examples."""
+def machine(policy: SchedulingPolicy, ran: Counter[str] | None = None) -> type[RuleBasedStateMachine]:
+    """A Hypothesis machine that makes every kind of trouble, step by step; good at small counter-examples.
+
+    ``ran`` counts its cases.
+    """
 
     values = st.integers(0, 3).map(float)  # few, so that there are ties
 
     class Machine(RuleBasedStateMachine):
         @initialize(
-            seed=st.integers(0, 2**32), slots=st.integers(1, 50), trials=st.integers(1, 60), least=st.integers(0, 60)
+            seed=st.integers(0, 2**32),
+            slots=st.integers(1, 50),
+            trials=st.integers(1, 60),
+            least=st.integers(0, 60),
         )
         def begin(self, seed: int, slots: int, trials: int, least: int) -> None:
             self.world = World(policy, seed, slots, trials)
             self.least = least  # configurations that the searcher has for sure
+            if ran is not None:
+                ran["step by step"] += 1
 
         @precondition(lambda self: self.world.free())
         @rule(times=st.integers(1, 20))
@@ -407,23 +428,26 @@ def machine(policy: SchedulingPolicy) -> type[RuleBasedStateMachine]:
 @pytest.mark.timeout(600)  # a failure takes minutes to shrink
 @pytest.mark.parametrize("name", SETTINGS)
 def test_machine(name: str) -> None:
-    run_state_machine_as_test(machine(SETTINGS[name]))
+    run_state_machine_as_test(machine(SETTINGS[name]), settings=settings(max_examples=20))
+
+
+SIZES = {"seed": st.integers(0, 2**32), "slots": st.integers(1, 50), "lazy": st.floats(0, 1)}
+TROUBLE = st.sampled_from([0.0, 0.02, 0.3])
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", SETTINGS)
-@given(
-    seed=st.integers(0, 2**32),
-    slots=st.integers(1, 50),
-    trials=st.integers(1, 300),
-    trouble=st.sampled_from([0.0, 0.02, 0.3]),
-    lazy=st.floats(0, 1),
-)
-@settings(deadline=None)
+@given(**SIZES, trials=st.integers(1, 300), trouble=TROUBLE)
+@settings(deadline=None, max_examples=20)
 def test_long_runs(name: str, seed: int, slots: int, trials: int, trouble: float, lazy: float) -> None:
-    """Whole studies, large enough to fill brackets several times; ``lazy``: how often a free slot is not offered."""
+    """Whole studies, large enough to fill brackets several times."""
+    run(SETTINGS[name], seed, slots, trials, trouble, lazy)
+
+
+def run(policy: SchedulingPolicy, seed: int, slots: int, trials: int, trouble: float, lazy: float) -> None:
+    """A whole study; ``lazy``: how often a free slot is not offered, ``trouble``: how often something goes wrong."""
     chance = random.Random(seed)
-    world = World(SETTINGS[name], seed, slots, trials)
+    world = World(policy, seed, slots, trials)
     patience = 100 * (trials + 1)
     while not world.done and patience:
         patience -= 1
@@ -435,7 +459,7 @@ def test_long_runs(name: str, seed: int, slots: int, trials: int, trouble: float
             trial = chance.choice(sorted(world.running))
             if chance.random() < trouble:
                 disturb(world, trial, chance)
-            elif chance.random() < 0.5:
+            elif world.scheduler.every_report and chance.random() < 0.5:
                 world.report(trial, float(chance.randrange(9)))
             else:
                 world.reach(trial, float(chance.randrange(9)))
@@ -459,6 +483,35 @@ def disturb(world: World, trial: int, chance: random.Random) -> None:
             world.exhaust(chance.sample(sorted(world.proposing), chance.randint(0, len(world.proposing))))
         case 6:
             world.lacking += 1
+
+
+CASES = int(os.environ.get("CHAOS_CASES", "10000"))
+"""How many cases `make chaos` tries for each scheduler."""
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("scheduler", sorted({type(policy).__name__ for policy in SETTINGS.values()}))
+def test_many_cases(scheduler: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """So many cases of each scheduler, over all its settings: a quarter of them step by step, the others whole runs."""
+    own = [name for name, policy in SETTINGS.items() if type(policy).__name__ == scheduler]
+    each = -(-CASES // (4 * len(own)))
+    ran = Counter[str]()
+    for name in own:
+        policy = SETTINGS[name]
+        many = settings(settings.get_profile("chaos"), max_examples=each, deadline=None)
+        run_state_machine_as_test(machine(policy, ran), settings=many)
+
+        @given(**SIZES, trials=st.integers(1, 60), trouble=TROUBLE)
+        @settings(many, max_examples=3 * each)
+        def whole_runs(policy: SchedulingPolicy = policy, **case: Any) -> None:
+            ran["whole runs"] += 1
+            run(policy, **case)
+
+        whole_runs()
+    with capsys.disabled():
+        print(f" {ran.total():,} cases of {scheduler} in {len(own)} settings: {dict(ran)}", flush=True)
+    assert ran.total() >= CASES
 
 
 @pytest.mark.parametrize("name", SETTINGS)
