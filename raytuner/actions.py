@@ -34,8 +34,8 @@ class Fork:
     """Run a new trial to ``until`` that starts from a checkpoint of ``source`` with another config.
 
     It is the newest of its own that ``source`` had made by the end of its last lease: what it was judged by. Where
-    there is none, the new trial is over (`Why.NO_SOURCE`) before it begins. ``replaces``: a trial in whose place it comes, which is
-    stopped; it is not where there is no checkpoint.
+    there is none, the new trial is over (`Why.NO_SOURCE`) before it begins. ``replaces``: a trial in whose place it
+    comes, which is stopped; it is not where there is no checkpoint.
     """
 
     trial: int

@@ -236,7 +236,8 @@ class Progress:
         return Group(*lines[:room], *self._table(min(_TRIALS_SHOWN, room * 3 // 4 - len(lines) - 2), now))
 
     def _over(self) -> int:
-        return sum(count for state, count in self._study.ledger.counts().items() if state.over)
+        """Trials that are over; of a population's members those whose last trial is."""
+        return sum(count for state, count in self._study.ledger.counts().items() if state.over) - self._study.forked
 
     def _trials(self) -> str:
         return f"{self._over()} of {self._total} over" if self._total else f"{self._over()} over"

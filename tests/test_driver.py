@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,11 +16,13 @@ from raytuner.checkpoints import CheckpointConfig
 from raytuner.driver import Driver, ReplayDiffers
 from raytuner.events import (
     Checkpointed,
+    Drop,
     Ended,
     Event,
     Failed,
     Finish,
     How,
+    Loaded,
     Opened,
     Over,
     Proposed,
@@ -54,6 +57,7 @@ class Bench:
         self.script = deque(script)
         self.answers = deque(answers)
         self.calls: list[Any] = []
+        self.leases: list[Lease] = []
         self.record: list[Row] = []
         self.said: list[Reports] = []
         self.asked: list[tuple[int, list[Pending]]] = []
@@ -77,6 +81,7 @@ class Bench:
 
     def run(self, lease: Lease) -> None:
         self.calls.append(("run", lease.trial.id, lease.attempt))
+        self.leases.append(lease)
 
     def unwind(self, trial: int, attempt: int) -> None:
         self.calls.append(("unwind", trial, attempt))
@@ -141,7 +146,10 @@ class Bench:
 
 
 def said(trial: int, attempt: int, *steps: int, save: bool = False, loss: float = 1.0) -> Reported:
-    reports = tuple(Report(step, float(step), {"loss": loss}, 50.0 + step, save) for step in steps)
+    """Reports, with a checkpoint each if they ``save``, whose manifest's hash is ``<trial>/<step>``."""
+    reports = tuple(
+        Report(step, float(step), {"loss": loss}, 50.0 + step, f"{trial}/{step}" if save else "") for step in steps
+    )
     return Reported(50.0 + steps[-1], trial, attempt, reports)
 
 
@@ -164,8 +172,8 @@ def test_a_life_in_order() -> None:
         ("commit", [opened]),
         ("commit", [Slots(1.0, 1), Start(0, 2), Proposed(100.0, 0, Proposal({"x": 0}))]),
         ("run", 0, 1),
-        ("commit", [Checkpointed(51.0, 0, 1, 1, {"loss": 1.0})]),
-        ("commit", [Checkpointed(52.0, 0, 1, 2, {"loss": 1.0}), bench.calls[5][1][1]]),
+        ("commit", [Checkpointed(51.0, 0, 1, 1, {"loss": 1.0}, "0/1")]),
+        ("commit", [Checkpointed(52.0, 0, 1, 2, {"loss": 1.0}, "0/2"), Drop(0, 1)]),
         ("delete", 0, 1),
         ("commit", [ended(0, 1, 2), Over(0, State.DONE, Why.RETURNED), finish]),
     ]
@@ -226,7 +234,7 @@ def test_a_step_counts_once() -> None:
         (2, 3, 9.0),
     ]
     assert [(seen.step, seen.value) for seen in scheduler.seen] == [(1, 1.0), (2, 7.0), (3, 9.0)]
-    assert Checkpointed(52.0, 0, 2, 2, {"loss": 1.0}) in bench.record  # the checkpoint is news all the same
+    assert Checkpointed(52.0, 0, 2, 2, {"loss": 1.0}, "0/2") in bench.record  # the checkpoint is news all the same
     reported = [row for row in bench.record if isinstance(row, Reported)]
     assert [[report.step for report in row.reports] for row in reported] == [[1], [2], [3]]
     # the next driver's trials say it all again
@@ -272,6 +280,23 @@ def test_stale_attempts_are_refused() -> None:
     assert bench.called("run") == [("run", 0, 1), ("run", 0, 2)]
 
 
+def test_what_a_lease_began_from_is_recorded_unless_it_is_dead() -> None:
+    """Before its reports; nothing else follows from it."""
+    late, good = Loaded(61.0, 0, 1, 0, 1, "0/1"), Loaded(62.0, 0, 2, 0, 1, "0/1")
+    bench = Bench(
+        [Slots(1.0, 1)],
+        [said(0, 1, 1, save=True), Failed(60.0, 0, 1, Failure.LOST, "gone"), late],
+        [good, said(0, 2, 2, save=True)],
+    )
+    bench.die(bench.live(Scripted(Start(0, 9))))
+    assert late not in bench.record
+    assert bench.record[-3:] == [Retry(0, 1), good, Checkpointed(52.0, 0, 2, 2, {"loss": 1.0}, "0/2")]
+    before = list(bench.record)
+    bench.script.append([Slots(2.0, 1)])
+    bench.die(bench.live(Scripted(Start(0, 9))))  # it can be replayed
+    assert bench.record[: len(before)] == before
+
+
 def test_what_an_attempt_saved_unheard_is_swept_before_the_next() -> None:
     """Of a fork, too: its own folder, not its donor's."""
     bench = Bench(
@@ -310,6 +335,7 @@ def test_a_driver_goes_on_where_the_last_one_died() -> None:
     assert bench.calls[0] == ("sweep", {(0, 1)})
     assert bench.record[len(before)] == Opened(100.0, 2)
     assert bench.called("run") == [("run", 0, 2), ("run", 2, 2)]
+    assert [(lease.checkpoint, lease.digest) for lease in bench.leases[-2:]] == [(1, "0/1"), (None, "")]
 
 
 def test_owed_answers_are_asked_for_again() -> None:
@@ -403,10 +429,10 @@ def a_record() -> Bench:
 @pytest.mark.parametrize(
     ("changed", "event", "was", "now"),
     [
-        ([Start(0, 3)], "Slots(at=1.0, slots=1)", "Start(trial=0, until=2)", "Start(trial=0, until=3)"),
-        ([Wait()], "Slots(at=1.0, slots=1)", "Start(trial=0, until=2)", "to fail: the scheduler waits"),
+        ([Start(0, 3)], "Slots(at=1.0, slots=1,", "Start(trial=0, until=2,", "Start(trial=0, until=3,"),
+        ([Wait()], "Slots(at=1.0, slots=1,", "Start(trial=0, until=2,", "to fail: the scheduler waits"),
         ([Start(0, 2), Resume(0, 9)], "Ended(", "until=4)", "until=9)"),
-        ([Start(0, 2), Start(1, 2)], "Ended(", "Resume(trial=0, until=4)", "Start(trial=1, until=2)"),
+        ([Start(0, 2), Start(1, 2)], "Ended(", "Resume(trial=0, until=4)", "Start(trial=1, until=2,"),
         ([Start(0, 2), Resume(0, 1)], "Ended(", "Resume(trial=0, until=4)", "to fail: trial 0 stands at 2"),
     ],
 )
@@ -470,7 +496,33 @@ def test_a_fork_without_a_source_is_seen_in_the_journal(tmp_path: Path) -> None:
     journal.close()
     rows = list(read(tmp_path).rows)
     at = rows.index(Fork(1, 0, {"x": 9}, 4))
-    assert rows[at + 1] == Over(1, State.FAILED, Why.NO_SOURCE)
+    message = "trial 0 had saved nothing by step 2, so nothing can go on from there"
+    assert rows[at + 1] == Over(1, State.FAILED, Why.NO_SOURCE, message)
+
+
+def test_a_driver_says_once_that_forks_find_no_checkpoint(caplog: pytest.LogCaptureFixture) -> None:
+    """Not those of the record that it replays: they have been said."""
+    plan = [Start(0, 2), Fork(1, 0, {}, 4), Fork(2, 0, {}, 4), Resume(0, 4), Fork(3, 0, {}, 6), Resume(0, 6)]
+    bench = Bench([Slots(1.0, 1)], [ended(0, 1, 2, How.REACHED)], [ended(0, 2, 4, How.REACHED)])
+    bench.die(bench.live(Scripted(*plan)))
+    assert [row.trial for row in bench.record if isinstance(row, Over)] == [1, 2, 3]
+    told = [(record.name, record.levelno, record.getMessage()) for record in caplog.records]
+    assert told == [
+        (
+            "raytuner.driver",
+            logging.WARNING,
+            "trial 1 could not begin as a fork: trial 0 had saved nothing by step 2, so nothing can go on from there. "
+            "Report a checkpoint where should_checkpoint() says so. (This is said once.)",
+        )
+    ]
+    caplog.clear()
+    plan += [Fork(4, 0, {}, 8), Resume(0, 8)]
+    bench.script.append([Slots(2.0, 1)])
+    bench.die(bench.live(Scripted(*plan)))
+    assert caplog.records == []
+    bench.script.extend([[Slots(3.0, 1)], [ended(0, 5, 6, How.REACHED)]])
+    bench.die(bench.live(Scripted(*plan)))
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["trial 4 could not begin as a fork"]
 
 
 @pytest.mark.parametrize("policy", [HyperBandScheduler(max_t=9), AsyncHyperBandScheduler(max_t=9)])

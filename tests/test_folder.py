@@ -94,15 +94,29 @@ def test_a_damaged_study(text: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "found"),
-    [('{"format": 2}', "2"), ("{}", "None"), ("[1]", "None"), ("1", "None"), ('{"format": "1"}', "'1'")],
+    [
+        ('{"format": 0}', "0"),
+        (f'{{"format": {FORMAT + 1}}}', f"{FORMAT + 1}"),
+        ("{}", "None"),
+        ("[1]", "None"),
+        ("1", "None"),
+        ('{"format": "1"}', "'1'"),
+        ('{"format": [1]}', "[1]"),
+    ],
 )
 def test_a_study_of_another_format(text: str, found: str, tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text(text)
     with pytest.raises(NoStudy) as caught:
         Folder(tmp_path).read()
     assert str(caught.value) == (
-        f"{tmp_path / 'study.json'} has format {found}; this version of raytuner reads format {FORMAT}"
+        f"{tmp_path / 'study.json'} has format {found}; this version of raytuner reads formats 1 to {FORMAT}"
     )
+
+
+@pytest.mark.parametrize("known", range(1, FORMAT + 1))
+def test_every_format_so_far_is_read(known: int, tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text(f'{{"format": {known}, "seed": 3}}')
+    assert Folder(tmp_path).read() == {"format": known, "seed": 3}
 
 
 # ------------------------------------------------------------------------------------------------------ the lock

@@ -30,6 +30,7 @@ from raytuner.events import (
     Failed,
     Finish,
     How,
+    Loaded,
     Opened,
     Over,
     Proposed,
@@ -41,7 +42,7 @@ from raytuner.events import (
 )
 from raytuner.journal import JOURNAL, Journal, Row, events_of, metric_column, read
 from raytuner.segments import DamagedSegment, SegmentWriter, read_segment, truncate
-from raytuner.trial import END, Failure, Report, Reports, State, Why
+from raytuner.trial import END, Failure, Report, Reports, Slot, State, Why
 
 # ------------------------------------------------------------------------------------------ every kind of row
 
@@ -60,11 +61,14 @@ METRICS = st.dictionaries(st.text(), st.booleans() | st.integers() | st.floats()
 TIMES = st.floats(allow_nan=False)
 NUMBERS = st.integers(0, 2**40)
 STEPS = st.integers(0, END)
-REPORT = st.builds(Report, STEPS, TIMES, METRICS, TIMES, st.booleans())
+DIGESTS = st.just("") | st.text("0123456789abcdef", min_size=64, max_size=64)
+AMOUNTS = st.floats(0, 2**20)
+SLOT = st.builds(Slot, AMOUNTS, AMOUNTS, AMOUNTS, st.dictionaries(st.text(), AMOUNTS, max_size=2))
+REPORT = st.builds(Report, STEPS, TIMES, METRICS, TIMES, DIGESTS)
 
 KINDS: dict[type, st.SearchStrategy[Any]] = {
     Opened: st.builds(Opened, TIMES, NUMBERS),
-    Slots: st.builds(Slots, TIMES, NUMBERS),
+    Slots: st.builds(Slots, TIMES, NUMBERS, st.none() | st.lists(SLOT, max_size=3).map(tuple)),
     Proposed: st.builds(
         Proposed,
         TIMES,
@@ -72,14 +76,15 @@ KINDS: dict[type, st.SearchStrategy[Any]] = {
         st.builds(Proposal, CONFIGS, CONFIGS) | st.just(Wait()) | st.just(Exhausted()),
     ),
     Reported: st.builds(Reported, TIMES, NUMBERS, NUMBERS, st.lists(REPORT, max_size=3).map(tuple)),
-    Checkpointed: st.builds(Checkpointed, TIMES, NUMBERS, NUMBERS, STEPS, METRICS),
+    Checkpointed: st.builds(Checkpointed, TIMES, NUMBERS, NUMBERS, STEPS, METRICS, DIGESTS),
+    Loaded: st.builds(Loaded, TIMES, NUMBERS, NUMBERS, NUMBERS, STEPS, DIGESTS),
     Ended: st.builds(Ended, TIMES, NUMBERS, NUMBERS, st.sampled_from(How), STEPS, TIMES, METRICS, TIMES),
     Failed: st.builds(Failed, TIMES, NUMBERS, NUMBERS, st.sampled_from(Failure), st.text(), TIMES),
     Ticked: st.builds(Ticked, TIMES),
     StopAsked: st.builds(StopAsked, TIMES, st.text(), st.booleans()),
-    Start: st.builds(Start, NUMBERS, STEPS),
+    Start: st.builds(Start, NUMBERS, STEPS, st.none() | CONFIGS),
     Resume: st.builds(Resume, NUMBERS, STEPS),
-    Fork: st.builds(Fork, NUMBERS, NUMBERS, CONFIGS, STEPS),
+    Fork: st.builds(Fork, NUMBERS, NUMBERS, CONFIGS, STEPS, st.none() | NUMBERS),
     Over: st.builds(Over, NUMBERS, st.sampled_from(State), st.sampled_from(Why), st.text()),
     Retry: st.builds(Retry, NUMBERS, st.none() | STEPS),
     Drop: st.builds(Drop, NUMBERS, STEPS),
@@ -174,6 +179,7 @@ def test_nothing_to_write_is_no_turn(fast_path: Path) -> None:
         ({"kind": "proposed", "what": "config", "config": "{", "data": "{}"}, "{"),
         ({"kind": "proposed", "what": "config", "data": "{}"}, "config"),
         ({"kind": "fork", "config": '{"$pickle": 1}'}, "pickle"),
+        ({"kind": "start", "config": '{"$pickle": 1}'}, "pickle"),
     ],
 )
 def test_a_row_of_another_version_is_an_error(change: dict[str, Any], shown: str, fast_path: Path) -> None:
@@ -188,6 +194,19 @@ def test_a_row_of_another_version_is_an_error(change: dict[str, Any], shown: str
         read(fast_path)
     with pytest.raises(DamagedSegment, match="cannot read a row"):
         reopened(fast_path)
+
+
+def test_a_row_of_format_1_says_nothing_of_what_came_later(fast_path: Path) -> None:
+    rows = [
+        {"kind": "start", "trial": 0, "until": 9},
+        {"kind": "fork", "trial": 1, "source": 0, "config": "{}", "until": 9},
+        {"kind": "checkpointed", "at": 1.0, "trial": 0, "attempt": 1, "step": 3, "data": "{}"},
+    ]
+    write(fast_path)
+    writer = SegmentWriter(fast_path / "journal" / "000000.arrow", JOURNAL)
+    writer.append(pa.RecordBatch.from_pylist([{"turn": 0, **row} for row in rows], schema=JOURNAL), 0, False)
+    writer.close()
+    assert read(fast_path).rows == [Start(0, 9, None), Fork(1, 0, {}, 9, None), Checkpointed(1.0, 0, 1, 3, {}, "")]
 
 
 def test_events_are_grouped_with_what_followed() -> None:
@@ -410,12 +429,14 @@ def test_reading_where_nothing_is(fast_path: Path) -> None:
 
 
 def test_columns_of_reports(fast_path: Path) -> None:
-    report = Report(3, 30.0, {"loss": 0.5, "epoch": 7, "note": "good", "flag": True}, 12.5, checkpoint=True)
-    write(fast_path, ([], [Reports.of(4, 2, [report])]))
+    """Of a checkpoint, whether there is one: its hash is in the journal."""
+    metrics = {"loss": 0.5, "epoch": 7, "note": "good", "flag": True}
+    reports = [Report(3, 30.0, metrics, 12.5, checkpoint="e3b0c4"), Report(4, 40.0, metrics, 13.5)]
+    write(fast_path, ([], [Reports.of(4, 2, reports)]))
     table = read(fast_path).reports
     assert table.to_pylist() == [
-        {"trial": 4, "attempt": 2, "step": 3, "level": 30.0, "at": 12.5, "checkpoint": True}
-        | {"loss": 0.5, "epoch": 7, "note": "good", "flag": True}
+        {"trial": 4, "attempt": 2, "step": 3, "level": 30.0, "at": 12.5, "checkpoint": True} | metrics,
+        {"trial": 4, "attempt": 2, "step": 4, "level": 40.0, "at": 13.5, "checkpoint": False} | metrics,
     ]
     kinds = {field.name: field.type for field in table.schema}
     assert (kinds["loss"], kinds["epoch"], kinds["note"]) == (pa.float64(), pa.int64(), pa.string())

@@ -62,7 +62,7 @@ def test_which_states_are_over() -> None:
 def test_why_a_trial_is_over_says_its_last_state(why: Why) -> None:
     assert why.state.over
     done = {Why.RETURNED, Why.STOP_RULE, Why.FULL_BUDGET}
-    stopped = {Why.NOT_PROMOTED, Why.NO_PROMISE, Why.SCHEDULER_DONE, Why.STUDY_STOPPED}
+    stopped = {Why.NOT_PROMOTED, Why.NO_PROMISE, Why.REPLACED, Why.SCHEDULER_DONE, Why.STUDY_STOPPED}
     assert why.state is (DONE if why in done else STOPPED if why in stopped else FAILED)
 
 

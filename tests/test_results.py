@@ -201,7 +201,7 @@ def test_a_study_without_trials(begun: str, fast_path: Path) -> None:
     grid = ResultGrid(fast_path)
     assert (len(grid), list(grid), grid.errors, grid.num_terminated) == (0, [], [], 0)
     assert repr(grid) == f"ResultGrid({str(fast_path)!r}: 0 trials, 0 failed)"
-    assert list(grid.get_dataframe().columns) == ["trial_id", "state", "why", "parent", "logdir"]
+    assert list(grid.get_dataframe().columns) == ["trial_id", "state", "why", "parent", "member", "logdir"]
     assert len(grid.get_dataframe("loss", "max")) == 0
     assert grid.to_arrow("trials").num_rows == grid.to_arrow("reports").num_rows == 0
     with pytest.raises(RuntimeError, match="no trial has a finite value of 'loss'; 0 of 0 trials failed"):
@@ -240,6 +240,7 @@ class ForkOnce:
     """Runs a trial to step 2, then a fork of it to step 4."""
 
     every_report = False
+    forks = True
 
     def __init__(self) -> None:
         self._ended = 0
@@ -267,6 +268,7 @@ def test_a_fork_names_its_source(fast_path: Path) -> None:
     assert grid[1].config == {"x": 0.25}
     assert grid[1].metrics_dataframe["step"].tolist() == [3, 4]
     assert grid.to_arrow()["parent"].to_pylist() == [None, "0"]
+    assert grid.to_arrow()["member"].to_pylist() == ["0", "1"]  # it took nobody's place
     assert grid.to_arrow()["config/x"].to_pylist() == [0.0, 0.25]
 
 
@@ -388,7 +390,8 @@ def test_the_table_of_trials(fast_path: Path) -> None:
     frame = grid.get_dataframe()
     assert isinstance(frame, pd.DataFrame)
     assert list(frame.columns) == [
-        *("trial_id", "training_iteration", "loss", "score", "done", "state", "why", "parent", "logdir", "config/x")
+        *("trial_id", "training_iteration", "loss", "score", "done", "state", "why", "parent", "member", "logdir"),
+        "config/x",
     ]
     assert frame["trial_id"].tolist() == ["0", "1", "2"]
     assert frame["score"].tolist() == [3, 2, 3]

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from raytuner.checkpoints import Checkpoint, Store
-from raytuner.events import Ended, Failed, How
+from raytuner.events import Ended, Failed, How, Loaded
+from raytuner.mailbox import Item
 from raytuner.objective import Objective
-from raytuner.session import Rules, Runner, report, should_checkpoint
+from raytuner.session import Rules, Runner, get_checkpoint, report, should_checkpoint
+from raytuner.trainable import Trainable, runnable
 from raytuner.trial import END, Failure, Lease, Reports, Trial
 
 Train = Callable[[Any], Any]
@@ -29,6 +31,8 @@ class Desk:
         self.runner = Runner(train, settings, {"pid": 1}, overdue=overdue)
         self.steps: list[int] = []
         self.saved: list[int] = []
+        self.digests: dict[int, str] = {}  # step -> what its report said of a checkpoint
+        self.heard: list[Item] = []
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
@@ -45,12 +49,20 @@ class Desk:
     def end(self) -> Ended | Failed:
         for _ in range(100):
             for item in self.runner.outbox.take(30):
+                self.heard.append(item)
                 if isinstance(item, Reports):
                     self.steps += item.steps
+                    self.digests |= zip(item.steps, item.checkpoints, strict=True)
                     self.saved += [step for step, saved in zip(item.steps, item.checkpoints, strict=True) if saved]
-                else:
+                elif not isinstance(item, Loaded):
                     return item
         raise AssertionError("the lease does not end")
+
+    def publish(self, folder: Path, trial: int, step: int) -> str:
+        """A checkpoint to begin from; its manifest's hash."""
+        folder.mkdir(exist_ok=True)
+        (folder / "weights").write_text(f"{trial} at {step}")
+        return self.store.publish(folder, trial, step, 1)
 
     def close(self) -> None:
         self.runner.close()
@@ -218,12 +230,177 @@ def test_another_time_attribute_goes_on_below_the_step_it_was_saved_at(
             report({"epoch": half, "loss": 1.0})
 
     made = desk(train, time_attr="epoch")
-    (tmp_path / "state").mkdir()
-    (tmp_path / "state" / "weights").write_text("1")
-    made.store.publish(tmp_path / "state", 0, 10, 1)
+    made.publish(tmp_path / "state", 0, 10)
     ended = made.run(until=6, checkpoint=10)
     assert isinstance(ended, Ended), ended
     assert (ended.how, ended.step, ended.level) == (How.REACHED, 12, 6.0)
+
+
+def reports_for_ever(config: Any) -> None:
+    while True:
+        report({"loss": 1.0})
+
+
+def test_seconds_may_be_what_rungs_are_measured_in(desk: Callable[..., Desk]) -> None:
+    """A lease goes on counting where those before it ended, and a fork where what it continues did."""
+    made = desk(reports_for_ever, time_attr="time_total_s", stop={"training_iteration": 3})
+    ended = made.run(until=1000)
+    assert isinstance(ended, Ended), ended
+    assert (ended.how, ended.step) == (How.STOPPED, 3)
+    assert 0 < ended.level == ended.metrics["time_total_s"] < 500
+    ended = made.run(until=1000, attempt=2, spent=1000.0)
+    assert isinstance(ended, Ended), ended
+    assert (ended.how, ended.step) == (How.REACHED, 1)
+    assert 1000 < ended.level == ended.metrics["time_total_s"] < 1500
+    ended = made.run(until=2000, attempt=3, spent=2000.0)  # where it is parked
+    assert isinstance(ended, Ended), ended
+    assert (ended.how, ended.step) == (How.REACHED, 2)
+    assert 2000 < ended.level < 2500
+
+
+def test_a_fork_counts_its_steps_on_too_where_seconds_are_counted(tmp_path: Path, desk: Callable[..., Desk]) -> None:
+    made = desk(reports_for_ever, time_attr="time_total_s")
+    made.publish(tmp_path / "state", 7, 10)
+    ended = made.run(until=1000, checkpoint=10, donor=7, spent=1000.0)
+    assert isinstance(ended, Ended), ended
+    assert (ended.how, ended.step) == (How.REACHED, 11)
+    assert ended.metrics["time_total_s"] == ended.level
+
+
+@pytest.mark.parametrize(
+    ("time_attr", "reported", "told"),
+    [
+        ("epoch", {"loss": 1.0}, "the report lacks it; it holds ['loss']"),
+        ("epoch", {"loss": 1.0, "epoch": "two"}, "the report holds epoch='two'"),
+        ("epoch", {"loss": 1.0, "epoch": True}, "the report holds epoch=True"),
+        ("epoch", {"loss": 1.0, "epoch": None}, "the report holds epoch=None"),
+        ("date", {"loss": 1.0}, "the report lacks it; it holds ['loss']"),  # Ray's, but not ours
+        ("pid", {"loss": 1.0, "pid": "me"}, "the report holds pid='me'"),
+        ("trial_id", {"loss": 1.0}, "the report holds trial_id='0'"),
+    ],
+)
+def test_a_time_attribute_that_is_no_number_is_told(
+    time_attr: str, reported: dict[str, Any], told: str, desk: Callable[..., Desk]
+) -> None:
+    made = desk(lambda config: report(reported), time_attr=time_attr)
+    failed = made.run()
+    assert isinstance(failed, Failed)
+    assert failed.failure is Failure.ERROR
+    expected = f"ValueError: {time_attr!r} is the scheduler's time_attr and must be a number, but {told}"
+    assert failed.message.splitlines()[-1] == expected
+    assert made.steps == []
+
+
+def test_a_time_attribute_that_falls_is_told(desk: Callable[..., Desk]) -> None:
+    def train(config: Any) -> None:
+        for epoch in (2, 2, 1.5):
+            report({"epoch": epoch})
+
+    made = desk(train, time_attr="epoch")
+    failed = made.run()
+    assert isinstance(failed, Failed)
+    assert failed.message.endswith("ValueError: 'epoch', the scheduler's time_attr, must not fall: 2.0, then 1.5\n")
+    assert made.steps == [1, 2]
+
+
+# ----------------------------------------------------------------------------------------- which checkpoint it was
+
+
+def begins(config: Any) -> None:
+    checkpoint = get_checkpoint()
+    report({"began": "nowhere" if checkpoint is None else Path(checkpoint.path, "weights").read_text()})
+
+
+@pytest.mark.parametrize("donor", [0, 7])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_lease_says_which_checkpoint_it_began_from(
+    donor: int, known: bool, tmp_path: Path, desk: Callable[..., Desk]
+) -> None:
+    """Once, before its first report."""
+    made = desk(begins)
+    digest = made.publish(tmp_path / "state", donor, 4)
+    ended = made.run(attempt=3, checkpoint=4, donor=donor, digest=digest if known else "")
+    assert isinstance(ended, Ended), ended
+    loaded, reports, last = made.heard
+    assert last is ended
+    assert isinstance(loaded, Loaded)
+    assert (loaded.trial, loaded.attempt, loaded.source, loaded.step, loaded.digest) == (0, 3, donor, 4, digest)
+    assert isinstance(reports, Reports)
+    assert reports.metrics["began"] == [f"{donor} at 4"]
+    assert loaded.at <= reports.at[0]
+
+
+def test_a_lease_that_begins_from_nothing_or_goes_on_where_it_is_loads_nothing(desk: Callable[..., Desk]) -> None:
+    made = desk(reports_for_ever)
+    made.run(until=1)
+    made.run(until=2, attempt=2, checkpoint=1, digest="whatever it is")
+    assert made.steps == [1, 2]
+    assert not any(isinstance(item, Loaded) for item in made.heard)
+
+
+@pytest.mark.parametrize("wrong", ["another", "damaged", "gone"])
+def test_a_checkpoint_that_is_not_the_one_that_was_meant_is_refused(
+    wrong: str, tmp_path: Path, desk: Callable[..., Desk]
+) -> None:
+    """The function is not even called."""
+    called: list[Any] = []
+    made = desk(called.append)
+    digest = made.publish(tmp_path / "state", 7, 4)
+    path = Path(made.store.path(7, 4))
+    if wrong == "another":
+        made.store.delete(7, 4)
+        (tmp_path / "state" / "more").write_text("of it")
+        found = made.publish(tmp_path / "state", 7, 4)
+        assert found != digest
+        told = f"MANIFEST.json: its hash is {found}, and was {digest}"
+    elif wrong == "damaged":
+        (path / "weights").write_text("7 at 5")
+        told = "weights: its sha256 is "
+    else:
+        made.store.delete(7, 4)
+        told = "there is no such directory"
+    failed = made.run(checkpoint=4, donor=7, digest=digest)
+    assert isinstance(failed, Failed), failed
+    assert failed.failure is Failure.ERROR
+    last = failed.message.splitlines()[-1]
+    assert last.startswith(f"raytuner.checkpoints.DamagedCheckpoint: checkpoint {path} is damaged: {told}")
+    assert called == []
+    assert made.heard == [failed]
+
+
+class Counts(Trainable):
+    """Saves what it is asked to."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.steps = 0
+
+    def step(self) -> dict[str, Any]:
+        self.steps += 1
+        return {"loss": 1.0, "done": self.steps == 5}
+
+    def save_checkpoint(self, folder: str) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        self.steps = checkpoint["steps"]
+
+
+@pytest.mark.parametrize("kind", ["function", "class"])
+def test_reports_carry_the_hash_that_the_store_gave(kind: str, tmp_path: Path, desk: Callable[..., Desk]) -> None:
+    if kind == "function":
+        train = saves_when_asked(tmp_path)
+        made = desk(train, checkpoint_every=2, stop={"training_iteration": 5})
+    else:
+        made = desk(runnable(Counts), checkpoint_every=2, checkpoint_at_end=True)
+    made.run(until=3)
+    made.run(attempt=2)
+    expected = {step: made.store.verify(0, step) if step > 1 else "" for step in range(1, 6)}
+    assert made.digests == expected
+    # and again, from what is there: the first report of a step counts
+    made.digests.clear()
+    ended = made.run(attempt=3, checkpoint=3, digest=expected[3])
+    assert isinstance(ended, Ended), ended
+    assert made.digests == {4: expected[4], 5: expected[5]}
 
 
 def test_the_traceback_begins_with_the_users_code(desk: Callable[..., Desk]) -> None:

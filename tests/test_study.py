@@ -45,9 +45,16 @@ Judge = Callable[[Observation], Sequence[Stop]]
 class Scripted:
     """A scheduler that wants what its test wrote down, and after that waits while any of its trials is live."""
 
-    def __init__(self, *wishes: Action, judge: Judge = lambda seen: [], every_report: bool = False) -> None:
+    def __init__(
+        self,
+        *wishes: Action,
+        judge: Judge = lambda seen: [],
+        every_report: bool = False,
+        forks: bool = True,
+    ) -> None:
         self.wishes = deque(wishes)
         self.every_report = every_report
+        self.forks = forks
         self.seen: list[Observation] = []
         self.closed: list[Sequence[int]] = []
         self.closing: list[Stop] = []  # who must go when it is closed
@@ -143,7 +150,9 @@ class Desk:
         return self.tell(Reported(self.tick(), trial, self.leases[trial].attempt, reports))
 
     def save(self, trial: int, step: int, attempt: int | None = None, **metrics: Any) -> list[Command]:
-        return self.tell(Checkpointed(self.tick(), trial, attempt or self.leases[trial].attempt, step, metrics))
+        """A checkpoint whose manifest's hash is ``<trial>/<step>``."""
+        attempt = attempt or self.leases[trial].attempt
+        return self.tell(Checkpointed(self.tick(), trial, attempt, step, metrics, f"{trial}/{step}"))
 
     def end(
         self,
@@ -276,24 +285,27 @@ def forking(*more: Action, **options: Any) -> Desk:
     return desk
 
 
-def test_a_fork_starts_from_its_sources_newest_checkpoint() -> None:
+def test_a_fork_starts_from_its_sources_checkpoint() -> None:
     desk = forking(trials=1)
     commands = desk.end(0)
     assert commands[1:] == [Fork(1, 0, {"x": 9}, 4), Run(desk.leases[1])]  # nobody was asked for a configuration
     lease = desk.leases[1]
     assert (lease.checkpoint, lease.donor, lease.origin, lease.until) == (2, 0, 2, 4)
     assert (lease.trial.config, lease.trial.parent) == ({"x": 9}, 0)
-    desk.scheduler.wishes.append(Fork(2, 1, {"x": 8}, 4))  # of a fork without a checkpoint of its own
-    desk.end(1, step=4)
-    assert (desk.leases[2].checkpoint, desk.leases[2].donor, desk.leases[2].trial.parent) == (2, 0, 1)
+    desk.scheduler.wishes.extend([Fork(2, 1, {"x": 8}, 6), Fork(3, 0, {"x": 7}, 6)])
+    commands = desk.end(1, step=4)
+    assert overs(commands) == [(2, Why.NO_SOURCE)]  # of a fork without a checkpoint of its own
+    assert runs(commands) == [3]
+    assert (desk.leases[3].checkpoint, desk.leases[3].donor, desk.leases[3].trial.parent) == (2, 0, 0)
     assert desk.scheduler.closed == [()]  # `trials` counts starts: forks go on after the last
 
 
 def test_a_donors_checkpoint_is_held_until_the_fork_has_its_own() -> None:
-    desk = forking(Resume(0, 4), slots=2)
+    desk = forking(Resume(0, 4), Resume(0, 8), slots=2)
     desk.end(0)
     assert desk.save(0, 3) == []  # 3 is kept as the latest, 2 for the fork
     assert desk.save(0, 4) == [Drop(0, 3)]
+    assert of(Drop, desk.end(0)) == []  # other forks would start from 4
     desk.fail(1, Failure.LOST)
     assert (desk.leases[1].attempt, desk.leases[1].checkpoint, desk.leases[1].donor) == (2, 2, 0)
     assert desk.save(1, 3) == [Drop(0, 2)]
@@ -304,9 +316,10 @@ def test_a_donors_checkpoint_is_held_until_the_fork_has_its_own() -> None:
 
 @pytest.mark.parametrize("how", ["failed", "returned", "stopped"])
 def test_a_donors_checkpoint_is_held_until_the_fork_is_over(how: str) -> None:
-    desk = forking(Resume(0, 4), slots=2)
+    desk = forking(Resume(0, 4), Resume(0, 8), slots=2)
     desk.end(0)
     desk.save(0, 4)
+    assert of(Drop, desk.end(0)) == []
     if how == "failed":
         commands = desk.fail(1)
     elif how == "returned":
@@ -333,25 +346,290 @@ def test_a_fork_of_a_trial_without_a_checkpoint_fails_and_is_judged() -> None:
     desk = Desk(Scripted(Start(0, 2)))
     desk.scheduler.wishes.extend([Fork(1, 0, {"x": 9}, 4), Resume(0, 4)])
     commands = desk.end(0)
-    assert overs(commands) == [(1, Why.NO_SOURCE)]
     assert commands[1] == Fork(1, 0, {"x": 9}, 4)
+    message = "trial 0 had saved nothing by step 2, so nothing can go on from there"
+    assert commands[2] == Over(1, State.FAILED, Why.NO_SOURCE, message)
     assert desk.state(1) is State.FAILED
     assert desk.scheduler.seen[-1] == desk.told[-1] == Observation(1, {"x": 9}, 0, 0.0, 4, None, ended=True)
     assert runs(commands) == [0]  # the slot goes to the next
 
 
-def test_forks_that_fail_fast_start_nothing_more() -> None:
-    """In one turn: a lease is given out, then a fork fails. All that runs is unwound."""
-    desk = Desk(Scripted(Start(0, 2), Start(1, 2), Start(2, 2)), slots=3, fail_fast=True)
-    desk.end(0)
-    desk.slots(1)
-    desk.end(1)
+def test_a_fork_starts_from_what_its_source_was_judged_by() -> None:
+    """A source that has run on since has a newer checkpoint; the older one was kept for this."""
+    desk = forking(Resume(0, 6), slots=3)
+    desk.end(0)  # fork 1 begins; the source goes on
+    assert of(Drop, desk.save(0, 4)) == []
+    assert of(Drop, desk.save(1, 3)) == []  # the fork has its own, but another may come
+    desk.scheduler.wishes.append(Fork(2, 0, {"x": 8}, 4))
     desk.slots(3)
-    desk.scheduler.wishes.extend([Resume(0, 4), Fork(3, 0, {}, 4), Resume(1, 4)])
-    commands = desk.end(2)
-    assert runs(commands) == [0]
-    assert of(Unwind, commands) == [Unwind(0, 2)]
-    assert desk.end(0, How.UNWOUND, step=2)[-1] == Finish(False, "trial 3 failed and fail_fast is set")
+    assert (desk.leases[2].checkpoint, desk.leases[2].donor, desk.leases[2].spent) == (2, 0, desk.leases[0].spent)
+    assert of(Drop, desk.end(0, step=6)) == []
+    assert desk.save(2, 3) == [Drop(0, 2)]
+    assert desk.study.checkpoints[0] == {4: None}
+
+
+def test_what_a_running_trial_saved_before_its_first_rung_is_no_source() -> None:
+    """It has not been judged by that. Of a trial that is over, the newest is."""
+    desk = Desk(Scripted(Start(0, 4), Start(1, 4)), slots=3)
+    desk.save(0, 2)
+    desk.save(0, 3)
+    desk.scheduler.wishes.append(Fork(2, 0, {}, 8))
+    assert overs(desk.slots(3)) == [(2, Why.NO_SOURCE)]
+    desk.scheduler.wishes.append(Fork(3, 0, {}, 8))
+    assert runs(desk.end(0, How.RETURNED, step=3)) == [3]
+    assert (desk.leases[3].checkpoint, desk.leases[3].donor) == (3, 0)
+
+
+def test_a_checkpoint_is_held_for_forks_until_the_next_rung() -> None:
+    desk = Desk(Scripted(Start(0, 2)), keep=CheckpointConfig(num_to_keep=1))
+    desk.scheduler.wishes.append(Resume(0, 4))
+    desk.save(0, 2)
+    assert of(Drop, desk.end(0)) == []
+    assert desk.save(0, 3) == []
+    desk.tell(Opened(desk.tick(), 2))
+    desk.slots(1)
+    assert (desk.leases[0].checkpoint, desk.leases[0].attempt) == (3, 3)  # the trial itself goes on from its newest
+    assert desk.save(0, 4) == [Drop(0, 3)]  # a driver's death changes nothing: 2 is held
+    desk.scheduler.wishes.append(Resume(0, 6))
+    assert of(Drop, desk.end(0)) == [Drop(0, 2)]
+    assert desk.save(0, 5) == []
+    assert of(Drop, desk.end(0, How.RETURNED, step=5)) == [Drop(0, 4)]
+    assert desk.study.checkpoints == {0: {5: None}}
+
+
+def test_a_rung_without_a_checkpoint_goes_by_the_one_before() -> None:
+    desk = Desk(Scripted(Start(0, 2)), keep=CheckpointConfig(num_to_keep=1))
+    desk.scheduler.wishes.extend([Resume(0, 4), Resume(0, 6)])
+    desk.save(0, 2)
+    desk.end(0)
+    assert of(Drop, desk.end(0)) == []
+    assert desk.save(0, 5) == []
+    desk.scheduler.wishes.append(Fork(1, 0, {}, 6))
+    desk.slots(2)
+    assert (desk.leases[1].checkpoint, desk.leases[1].donor) == (2, 0)
+
+
+@pytest.mark.parametrize("how", ["stopped", "failed", "at the end"])
+def test_a_checkpoint_is_not_held_for_forks_of_what_is_over(how: str) -> None:
+    """Its newest is there for that."""
+    desk = Desk(Scripted(Start(0, 2), Start(1, 9)), keep=CheckpointConfig(num_to_keep=1), slots=2)
+    desk.scheduler.wishes.append(Resume(0, 4))
+    desk.save(0, 2)
+    desk.end(0)
+    desk.save(0, 3)
+    if how == "stopped":
+        desk.scheduler._judge = lambda seen: [Stop(0, Why.NO_PROMISE)]
+        commands = desk.end(1, How.RETURNED)
+    elif how == "failed":
+        commands = desk.fail(0)
+    else:
+        commands = desk.tell(StopAsked(desk.tick(), "enough", for_good=True))
+    assert of(Drop, commands) == [Drop(0, 2)]
+    assert desk.study.checkpoints == {0: {3: None}}
+
+
+def test_nothing_is_held_for_a_scheduler_that_never_forks() -> None:
+    desk = Desk(Scripted(Start(0, 2), forks=False), keep=CheckpointConfig(num_to_keep=1))
+    desk.scheduler.wishes.append(Resume(0, 4))
+    desk.save(0, 2)
+    desk.end(0)
+    assert desk.save(0, 3) == [Drop(0, 2)]
+    desk.scheduler.wishes.append(Fork(1, 0, {}, 4))
+    with pytest.raises(IllegalChange, match="forks trial 0, but says that it never forks"):
+        desk.end(0)
+
+
+def test_a_lease_names_the_checkpoint_that_is_meant() -> None:
+    """The hash of its manifest, of a trial's own and of a donor's; also when a driver has died."""
+    desk = forking(Resume(0, 4), Start(2, 4), slots=3, max_failures=9)
+    assert desk.leases[0].digest == ""
+    desk.end(0)
+    desk.save(0, 3)
+
+    def found() -> dict[int, tuple[int, int | None, str]]:
+        return {trial: (lease.donor, lease.checkpoint, lease.digest) for trial, lease in desk.leases.items()}
+
+    assert found() == {0: (0, 2, "0/2"), 1: (0, 2, "0/2"), 2: (2, None, "")}
+    for trial in range(3):
+        desk.fail(trial)
+    expected = {0: (0, 3, "0/3"), 1: (0, 2, "0/2"), 2: (2, None, "")}
+    assert found() == expected
+    for epoch in (2, 3):
+        desk.tell(Opened(desk.tick(), epoch))
+        assert runs(desk.slots(3)) == [0, 1, 2]
+        assert found() == expected
+    desk.save(1, 3)
+    desk.fail(1)
+    assert desk.leases[1].digest == "1/3"
+
+
+def test_a_checkpoint_of_which_no_hash_is_known_is_taken_as_it_is() -> None:
+    """Of format 1's records."""
+    desk = Desk(Scripted(Start(0, 9)), max_failures=1)
+    desk.tell(Checkpointed(desk.tick(), 0, 1, 3, {}))
+    desk.fail(0)
+    assert (desk.leases[0].checkpoint, desk.leases[0].digest) == (3, "")
+
+
+def test_a_fork_goes_on_with_the_time_that_was_spent_on_what_it_continues() -> None:
+    desk = forking(slots=1)
+    desk.end(0)
+    assert desk.leases[1].spent == 2.0
+    desk.save(1, 4)
+    desk.scheduler.wishes.extend([Fork(2, 1, {}, 6), Resume(1, 6)])
+    desk.end(1)
+    assert desk.leases[2].spent == 4.0
+    desk.end(2)
+    assert desk.leases[1].spent == 4.0
+    assert [seen.spent for seen in desk.told] == [2.0, 2.0, 2.0]  # what each cost itself
+
+
+def test_a_fork_that_returns_at_once_stands_by_what_its_source_said() -> None:
+    """With the source's own weights. Those of an earlier step are none that the source's value speaks of."""
+    desk = forking(Resume(0, 8))
+    desk.end(0, loss=3.0)
+    assert overs(desk.end(1, How.RETURNED, step=2, metrics={})) == [(1, Why.RETURNED)]
+    assert (desk.told[-1].value, desk.told[-1].step, desk.told[-1].level) == (3.0, 2, 2.0)
+    desk = forking(Resume(0, 8))
+    desk.end(0, step=5, loss=3.0)
+    assert overs(desk.end(1, How.RETURNED, step=2, metrics={})) == [(1, Why.NO_VALUE)]
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_fork_replaces_a_trial(paused: bool) -> None:
+    """The trial is stopped right behind the fork; a running one keeps its slot until its code is gone."""
+    desk = Desk(Scripted(Start(0, 2), Start(1, 2)), slots=2, keep=CheckpointConfig(num_to_keep=1))
+    desk.save(0, 2)
+    fork = Fork(2, 0, {"x": 9}, 4, replaces=1)
+    if paused:
+        desk.end(0)
+        desk.scheduler.wishes.extend([fork, Resume(0, 4)])
+        commands = desk.end(1)
+    else:
+        desk.scheduler.wishes.extend([fork, Resume(0, 4)])
+        commands = desk.end(0)
+    assert commands[1:5] == [fork, Unwind(1, 1), Over(1, State.STOPPED, Why.REPLACED), Run(desk.leases[2])]
+    assert runs(commands) == ([2, 0] if paused else [2])
+    assert desk.study.expects(1, 1) == (not paused)
+    if not paused:
+        assert runs(desk.end(1, How.UNWOUND, step=1)) == [0]
+    assert len(desk.told) == 1 + paused
+    assert desk.study.ledger[2].trial.parent == 0  # not the one it replaces
+
+
+def test_a_fork_may_replace_its_own_source() -> None:
+    """Whose checkpoint stays until the fork has its own."""
+    desk = forking()
+    desk.scheduler.wishes.clear()
+    desk.scheduler.wishes.append(Fork(1, 0, {}, 4, replaces=0))
+    desk.end(0)
+    assert desk.state(0) is State.STOPPED
+    assert (desk.leases[1].checkpoint, desk.leases[1].donor, desk.leases[1].digest) == (2, 0, "0/2")
+    assert desk.study.checkpoints == {0: {2: None}}
+
+
+def test_a_searcher_that_waits_is_asked_again_when_a_trial_is_replaced() -> None:
+    """The replaced trial's last report is its last word, as that of any trial that is stopped in mid-lease."""
+    desk = Desk(
+        Scripted(Start(0, 2), Start(1, 9), Start(2, 9), every_report=True),
+        slots=3,
+        answer=lambda ask, told: Wait() if ask.trial == 2 and len(told) < 2 else Proposal({}),
+    )
+    desk.save(0, 2)
+    desk.report(1, 5)
+    desk.end(0)
+    desk.slots(2)
+    desk.scheduler.wishes.append(Fork(3, 0, {}, 4, replaces=1))
+    assert runs(desk.slots(4)) == [3, 2]
+    assert [(seen.trial, seen.until, seen.ended) for seen in desk.told] == [(0, 2, False), (1, 5, True)]
+
+
+@pytest.mark.parametrize("replaced", [2, 7])
+def test_a_fork_replaces_only_what_is_there(replaced: int) -> None:
+    desk = forking(slots=2)
+    desk.scheduler.wishes.clear()
+    desk.scheduler.wishes.extend([Start(1, 2), Start(2, 2)])
+    desk.slots(3)
+    desk.end(2, How.RETURNED)
+    desk.scheduler.wishes.append(Fork(3, 0, {}, 4, replaces=replaced))
+    with pytest.raises(IllegalChange, match=rf"stops trial {replaced}, which is not there to be stopped"):
+        desk.end(0)
+
+
+def test_a_fork_without_a_source_replaces_nobody_and_fails_nothing() -> None:
+    desk = Desk(Scripted(Start(0, 2), Start(1, 2)), slots=2, fail_fast=True)
+    desk.end(0)
+    desk.scheduler.wishes.extend([Fork(2, 0, {"x": 9}, 4, replaces=1), Resume(1, 4)])
+    commands = desk.end(1)
+    assert overs(commands) == [(2, Why.NO_SOURCE)]
+    assert runs(commands) == [1]
+    assert desk.study.finished is None
+
+
+# ------------------------------------------------------------------------------------- starts with a configuration
+
+
+def test_a_trial_may_be_given_its_configuration() -> None:
+    """Nobody is asked, several start at once, and each counts as a start."""
+    desk = Desk(Scripted(Start(0, 2, {"x": 5}), Start(1, 2, {"x": 6})), slots=2, trials=2)
+    assert desk.opening == [
+        Start(0, 2, {"x": 5}),
+        Run(desk.leases[0]),
+        Start(1, 2, {"x": 6}),
+        Run(desk.leases[1]),
+    ]
+    assert [lease.trial.config for lease in desk.leases.values()] == [{"x": 5}, {"x": 6}]
+    assert [(lease.attempt, lease.until, lease.checkpoint) for lease in desk.leases.values()] == [(1, 2, None)] * 2
+    assert desk.scheduler.closed == [()]
+    desk.scheduler.wishes.append(Start(2, 2, {"x": 7}))
+    with pytest.raises(IllegalChange, match="starts trial 2 after it was told that none will be served"):
+        desk.end(0)
+
+
+def test_given_and_proposed_configurations_may_be_mixed() -> None:
+    answers: dict[int, Answer] = {0: Proposal({"x": "proposed"}), 2: Exhausted()}
+    desk = Desk(
+        Scripted(Start(0, 9), Start(1, 9, {"x": "given"}), Start(2, 9)),
+        slots=3,
+        answer=lambda ask, told: answers[ask.trial],
+    )
+    assert [lease.trial.config["x"] for lease in desk.leases.values()] == ["proposed", "given"]
+    assert desk.scheduler.closed == [(2,)]
+
+
+def test_a_waiting_searchers_slot_goes_to_a_trial_with_a_configuration() -> None:
+    """Its outcome may be what the searcher waits for."""
+    desk = Desk(
+        Scripted(Start(0, 1), Start(1, 1)),
+        slots=2,
+        answer=lambda ask, told: Wait() if ask.trial and len(told) < 2 else Proposal({}),
+    )
+    desk.slots(1)
+    desk.scheduler.wishes.append(Start(2, 1, {"x": 5}))
+    assert runs(desk.end(0, How.RETURNED)) == [2]
+    assert runs(desk.end(2, How.RETURNED)) == [1]
+
+
+def test_a_given_configuration_outlives_the_driver() -> None:
+    desk = Desk(Scripted(Start(0, 2, {"x": 5})), slots=1)
+    assert desk.tell(Opened(desk.tick(), 2)) == [Retry(0, None)]
+    desk.slots(1)
+    assert (desk.leases[0].trial.config, desk.leases[0].attempt) == ({"x": 5}, 2)
+
+
+def test_a_failure_in_a_scheduler_that_is_closed_ends_the_study_at_once() -> None:
+    """In one turn: a lease is given out, then the last start closes the scheduler, which has a trial fail."""
+    desk = Desk(Scripted(Start(0, 2), Start(1, 2)), slots=2, trials=3, fail_fast=True)
+    desk.end(1)
+    desk.scheduler.closing = [Stop(0, Why.NO_VALUE)]
+    desk.scheduler.wishes.extend([Resume(1, 4), Start(2, 2, {})])
+    commands = desk.slots(4)
+    assert runs(commands) == [1]
+    assert Unwind(1, 2) in commands
+    assert desk.end(0, How.UNWOUND, step=1) == []
+    assert desk.end(1, How.UNWOUND, step=2) == [Finish(False, "trial 0 failed and fail_fast is set")]
+    desk.tell(Opened(desk.tick(), 2))
+    assert runs(desk.slots(2)) == [1, 2]
 
 
 # ------------------------------------------------------------------------------------------------------------ Stop
@@ -806,6 +1084,20 @@ def test_who_was_to_go_on_and_did_not_yet_makes_that_step_too() -> None:
     assert runs(desk.end(0, How.UNWOUND, step=0, metrics={})) == [0]
     assert (desk.leases[0].last, desk.leases[0].attempt) == (True, 3)
     assert desk.end(0, How.UNWOUND, step=2) == [Finish(False, "Ctrl-C")]
+
+
+def test_a_fork_that_was_to_begin_has_nothing_to_save() -> None:
+    """Its source's checkpoint is there. Once it has said something itself, it has."""
+    desk = forking(slots=1, each_report=True)
+    assert runs(desk.end(0)) == [1]
+    desk.tell(StopAsked(desk.tick(), "Ctrl-C"))
+    assert desk.end(1, How.UNWOUND, step=0, metrics={}) == [Finish(False, "Ctrl-C")]
+    desk.tell(Opened(desk.tick(), 2))
+    desk.slots(1)
+    assert runs(desk.end(1, step=3)) == [1]
+    desk.tell(StopAsked(desk.tick(), "Ctrl-C"))
+    assert runs(desk.end(1, How.UNWOUND, step=0, metrics={})) == [1]
+    assert desk.leases[1].last
 
 
 def test_one_more_step_is_one() -> None:

@@ -1,8 +1,9 @@
-"""Writes the golden study of this version's format: ``python -m tests.golden.make``. Run once per format, ever.
+"""Writes the golden studies of this version's format: ``python -m tests.golden.make``. Run once per format, ever.
 
-The files are made by the real driver, journal and checkpoint store, on simulated trials: a Hyperband sweep in which one
-trial fails, another loses its worker and goes on, checkpoints are dropped, a metric appears late, and whose driver dies
-half-way and is followed by another. Beside it lies a journal with one row of every kind.
+The files are made by the real driver, journal and checkpoint store, on simulated trials: a Hyperband sweep (``study``)
+in which one trial fails, another loses its worker and goes on, checkpoints are dropped, a metric appears late, and
+whose driver dies half-way and is followed by another; the same of a population (from format 2 on), whose trials are
+forked from each other. Beside them lies a journal with one row of every kind (``rows``).
 
 Refuses to touch a folder that is there: a new format adds a folder, and the old ones are read for ever.
 """
@@ -11,8 +12,8 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from raytuner.events import (
     Failed,
     Finish,
     How,
+    Loaded,
     Opened,
     Over,
     Proposed,
@@ -40,11 +42,9 @@ from raytuner.events import (
 from raytuner.executors.simulate import Simulation, Workload, World
 from raytuner.folder import FORMAT, Folder
 from raytuner.journal import Journal, Row
-from raytuner.schedulers import HyperBandScheduler
-from raytuner.searchers import RandomSearch
-from raytuner.space import Space
-from raytuner.trial import END, Failure, Report, State, Trial, Why
-from tests.test_golden import GOLDEN, seen
+from raytuner.schedulers import HyperBandScheduler, PopulationBasedTraining
+from raytuner.trial import END, Failure, Lease, Report, Slot, State, Trial, Why
+from tests.test_golden import GOLDEN, publish, seen
 
 SPACE = {
     "lr": tune.loguniform(1e-4, 1e-1),
@@ -60,14 +60,32 @@ class Interrupted(Exception):
 
 
 class Mortal(Simulation):
-    """Its driver dies at the first ``wait`` after so many seconds."""
+    """Its driver dies at the first ``wait`` after so many seconds. What trials save and begin from is in a store."""
 
-    dies_at = math.inf
+    def __init__(self, world: World, workload: Workload, store: Store, dies_at: float) -> None:
+        super().__init__(world, workload, 3)
+        self._store = store
+        self._dies_at = dies_at
+
+    def run(self, lease: Lease) -> None:
+        parked = lease.trial.id in self._parked
+        super().run(lease)
+        if lease.checkpoint is not None and not parked:
+            digest = self._store.verify(lease.donor, lease.checkpoint)
+            assert digest == lease.digest
+            self._ready.append(Loaded(self.now(), lease.trial.id, lease.attempt, lease.donor, lease.checkpoint, digest))
 
     def wait(self, timeout_s: float | None) -> Sequence[Event]:
-        if self.now() >= self.dies_at:
+        if self.now() >= self._dies_at:
             raise Interrupted
-        return super().wait(timeout_s)
+        return [self._published(event) if isinstance(event, Reported) else event for event in super().wait(timeout_s)]
+
+    def _published(self, event: Reported) -> Reported:
+        reports = [
+            replace(report, checkpoint=publish(self._store, event.trial, report.step)) if report.checkpoint else report
+            for report in event.reports
+        ]
+        return replace(event, reports=reports)
 
 
 def train(config: dict[str, Any]) -> None:
@@ -88,36 +106,56 @@ def fault(trial: Trial, step: int, tries: int) -> Failure | None:
     return {(1, 1, 0): Failure.ERROR, (3, 2, 0): Failure.LOST}.get((trial.id, step, tries))
 
 
-def make_study(root: Path) -> None:
-    tuner = tune.Tuner(
+def sweep(root: Path) -> tune.Tuner:
+    return tune.Tuner(
         train,
         param_space=SPACE,
         tune_config=tune.TuneConfig(
             metric="loss", mode="min", num_samples=9, scheduler=HyperBandScheduler(max_t=9), seed=SEED
         ),
-        run_config=tune.RunConfig(
-            name=root.name, storage_path=root.parent, checkpoint_config=CheckpointConfig(num_to_keep=1)
-        ),
+        run_config=settings(root),
     )
+
+
+def population(root: Path) -> tune.Tuner:
+    mutations = {"lr": tune.loguniform(1e-4, 1e-1), "batch": [16, 32, 64]}
+    policy = PopulationBasedTraining(
+        time_attr="training_iteration", perturbation_interval=2, hyperparam_mutations=mutations, quantile_fraction=0.5
+    )
+    return tune.Tuner(
+        train,
+        param_space=SPACE,
+        tune_config=tune.TuneConfig(metric="loss", mode="min", num_samples=4, scheduler=policy, seed=SEED),
+        run_config=settings(root),
+    )
+
+
+def settings(root: Path) -> tune.RunConfig:
+    return tune.RunConfig(name=root.name, storage_path=root.parent, checkpoint_config=CheckpointConfig(num_to_keep=1))
+
+
+def make_study(root: Path, tuner: tune.Tuner) -> None:
     Folder(root).create({**tuner._describe(), "seed": SEED})
     workload = Workload(
-        curve, seconds=lambda trial, step: 1.0 + trial.id / 8, fault=fault, saves=lambda trial, step: True
+        curve,
+        seconds=lambda trial, step: 1.0 + trial.id / 8,
+        length=9,
+        fault=fault,
+        saves=lambda trial, step: True,
     )
     world = World(now=1_700_000_000.0)
+    store = Store(root / "checkpoints")
     for dies_at in (world.now + 8, math.inf):
-        executor = Mortal(world, workload, 3)
-        executor.dies_at = dies_at
+        executor = Mortal(world, workload, store, dies_at)
+        searcher = tuner._searcher.build(tuner._space, SEED)
         journal = Journal(root)
         try:
-            Driver(tuner._study(SEED), RandomSearch().build(Space(SPACE), SEED), journal, world, executor).run(executor)
+            Driver(tuner._study(SEED), searcher, journal, world, executor).run(executor)
         except Interrupted:
             pass
         finally:
             journal.close()
-    with tempfile.TemporaryDirectory() as folder:
-        for trial, step in sorted(world.checkpoints):
-            Path(folder, "weights.txt").write_text(f"weights of trial {trial} at step {step}\n")
-            Store(root / "checkpoints").publish(folder, trial, step, attempt=1)
+    store.sweep(world.checkpoints)
 
 
 def make_rows(root: Path) -> None:
@@ -132,23 +170,28 @@ def make_rows(root: Path) -> None:
         "$tuple": [1],
         "学": {"$float": "no"},
     }
-    report = Report(3, 2.5, {"loss": math.nan, "flag": True}, 8.0, checkpoint=True)
+    report = Report(3, 2.5, {"loss": math.nan, "flag": True}, 8.0, checkpoint="e3b0c442" * 8)
     rows: list[Row] = [
         Opened(1.0, 1),
         Slots(2.0, 4),
+        Slots(2.0, 4, (Slot(16.0, 8.0, 120.5, {"tpu": 0.5}), Slot(4.0))),
         Start(0, 9),
+        Start(1, 9, config),
+        Start(2, 9, {}),
         Proposed(3.0, 0, Proposal(config, {"from": "prior", "scale": [0.1, math.inf]})),
         Proposed(4.0, 1, Wait()),
         Proposed(5.0, 1, Exhausted()),
-        Reported(6.0, 0, 1, (report, report)),
-        Checkpointed(7.0, 0, 1, 3, {"loss": 0.1 + 0.2}),
+        Reported(6.0, 0, 1, (report, replace(report, step=4, checkpoint=""))),
+        Checkpointed(7.0, 0, 1, 3, {"loss": 0.1 + 0.2}, "e3b0c442" * 8),
+        Loaded(7.5, 0, 2, 0, 3, "e3b0c442" * 8),
         Drop(0, 3),
         *(Ended(8.0, 0, 1, how, 9, 9.0, {"loss": -math.inf, "n": 2**60 + 1}, 4.5) for how in How),
         *(Failed(9.0, 0, 2, failure, "Traceback …\n  naïve", 0.5) for failure in Failure),
         Retry(0, 3),
         Retry(0, None),
         Resume(0, END),
-        Fork(2, 0, config, 27),
+        Fork(3, 0, config, 27),
+        Fork(4, 0, config, 27, replaces=0),
         Ticked(10.0),
         StopAsked(11.0, "Ctrl-C"),
         *(Over(0, why.state, why, "so it is") for why in Why),
@@ -165,7 +208,8 @@ def make_rows(root: Path) -> None:
 def main() -> None:
     folder = GOLDEN / f"format_{FORMAT}"
     folder.mkdir()  # FileExistsError: it is there, and stays as it is
-    make_study(folder / "study")
+    for name, made in (("study", sweep), ("population", population)):
+        make_study(folder / name, made(folder / name))
     make_rows(folder / "rows")
     text = json.dumps(seen(folder), indent=1, ensure_ascii=False)
     (folder / "expected.json").write_text(text + "\n", encoding="utf-8")
