@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raytuner.checkpoints import Checkpoint as Checkpoint
     from raytuner.checkpoints import CheckpointConfig as CheckpointConfig
+    from raytuner.curves import Recorded as Recorded
+    from raytuner.curves import Shape as Shape
     from raytuner.folder import StudyInUse as StudyInUse
+    from raytuner.plan import Faults as Faults
+    from raytuner.plan import Forecast as Forecast
+    from raytuner.plan import simulate as simulate
     from raytuner.results import Result as Result
     from raytuner.results import ResultGrid as ResultGrid
     from raytuner.session import get_checkpoint as get_checkpoint
@@ -43,7 +48,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "raytuner.checkpoints": ["Checkpoint", "CheckpointConfig"],
+    "raytuner.curves": ["Recorded", "Shape"],
     "raytuner.folder": ["StudyInUse"],
+    "raytuner.plan": ["Faults", "Forecast", "simulate"],
     "raytuner.results": ["Result", "ResultGrid"],
     "raytuner.session": ["get_checkpoint", "get_context", "report", "should_checkpoint"],
     "raytuner.space": [

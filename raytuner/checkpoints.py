@@ -27,22 +27,32 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from raytuner.durable import make_folders, sync_folder
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 MANIFEST = "MANIFEST.json"
 METADATA = ".metadata.json"  # Ray's name for it: a checkpoint written under Ray keeps its metadata here
 TEMPORARY = ".tmp-"
+_DELETED = "-deleted"
 FORMAT = "raytuner-checkpoint"
 VERSION = 1
 CHUNK = 1 << 20  # bytes read at a time
+
+_SYNCS = 8  # files that are brought to disk at the same time
+_OPEN = 64  # and that wait for it, open
+_PIECE = 16 * CHUNK  # of a large file, so much is brought to disk while the rest is read
+_WORTH_A_THREAD_S = 0.0001
 
 
 class DamagedCheckpoint(Exception):
@@ -214,17 +224,23 @@ class Store:
 
     def delete(self, trial: int, step: int) -> None:
         """Remove a checkpoint; from the first moment on it is not seen any more. One that is not there: nothing."""
+        hidden = self.hide(trial, step)
+        if hidden is not None:
+            sync_folder(os.path.dirname(hidden))
+            _remove(hidden)
+
+    def hide(self, trial: int, step: int) -> str | None:
+        """The first half of `delete`: make it a temporary, and return its path; None if it is not there."""
         path, folder = self.path(trial, step), self._folder(trial)
         if not _is_folder(folder):
-            return
-        doomed = os.path.join(folder, f"{TEMPORARY}{_name('step', step)}-{os.getpid()}-deleted")
-        _remove(doomed)
+            return None
+        hidden = os.path.join(folder, f"{TEMPORARY}{_name('step', step)}-{os.getpid()}{_DELETED}")
+        _remove(hidden)
         try:
-            os.rename(path, doomed)
+            os.rename(path, hidden)
         except FileNotFoundError:
-            return
-        sync_folder(folder)
-        _remove(doomed)
+            return None
+        return hidden
 
     def sweep(self, referenced: Collection[tuple[int, int]]) -> list[str]:
         """Remove every temporary and every checkpoint that is not ``referenced`` as (trial, step).
@@ -252,7 +268,8 @@ class Store:
         for name in _names(folder):
             path = os.path.join(folder, name)
             if name.startswith(TEMPORARY):
-                _remove(path)
+                if not _removed(path):
+                    continue
             elif _is_number(name) and int(name) not in referenced:
                 self.delete(trial, int(name))
             else:
@@ -260,20 +277,29 @@ class Store:
             gone.append(path)
         return gone
 
+    def tidy(self, trial: int) -> None:
+        """Remove what a process that died while it published left half-written, before the trial runs again."""
+        for name in _names(folder := self._folder(trial)):
+            if name.startswith(TEMPORARY) and not name.endswith(_DELETED):
+                _removed(os.path.join(folder, name))
+
     def _folder(self, trial: int) -> str:
         return os.path.join(self.root, _name("trial", trial))
 
 
 class Janitor:
-    """Deletes a store's checkpoints, in the order in which it is told to, in a thread of its own: that takes time."""
+    """Deletes a store's checkpoints, in the order in which it is told to, in a thread of its own: that takes time. What
+    it is told meanwhile it does together: then each trial's folder is brought to disk once."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="raytuner-janitor")
+        self._doomed: deque[tuple[int, int]] = deque()
 
     def delete(self, trial: int, step: int) -> None:
         """Remove a checkpoint, soon. One that cannot be removed is left to the next `sweep`."""
-        self._thread.submit(self._delete, trial, step)
+        self._doomed.append((trial, step))
+        self._thread.submit(self._delete)
 
     def sweep(self, referenced: Collection[tuple[int, int]]) -> list[str]:
         """`Store.sweep`, when all that was told before is done."""
@@ -287,11 +313,28 @@ class Janitor:
         """Return when all is done."""
         self._thread.shutdown()
 
-    def _delete(self, trial: int, step: int) -> None:
+    def _delete(self) -> None:
+        """Remove all that waits for it."""
+        hidden: dict[str, list[str]] = {}  # by folder
+        for _ in range(len(self._doomed)):
+            trial, step = self._doomed.popleft()
+            path = self._try(self._store.path(trial, step), self._store.hide, trial, step)
+            if path is not None:
+                hidden.setdefault(os.path.dirname(path), []).append(path)
+        for folder, paths in hidden.items():
+            self._try(folder, self._remove, folder, paths)
+
+    def _remove(self, folder: str, paths: Sequence[str]) -> None:
+        sync_folder(folder)
+        for path in paths:
+            self._try(path, _remove, path)
+
+    def _try(self, path: str, act: Callable[..., T], *args: Any) -> T | None:
         try:
-            self._store.delete(trial, step)
+            return act(*args)
         except OSError as error:
-            _log.warning("checkpoint %s could not be deleted: %s", self._store.path(trial, step), error)
+            _log.warning("checkpoint %s could not be deleted: %s", path, error)
+            return None
 
 
 # ------------------------------------------------------------------------------------------------- the manifest
@@ -408,17 +451,60 @@ def _write_checkpoint(source: str, target: str, trial: int, step: int) -> str:
     os.mkdir(target)
     for name in folders:
         os.mkdir(os.path.join(target, name))
-    copied = {name: _copy_file(os.path.join(source, name), os.path.join(target, name)) for name in files}
-    manifest = Manifest(trial, step, frozenset(folders), copied).encode()
-    _write_file(os.path.join(target, MANIFEST), [manifest])
-    for name in reversed(folders):  # the deepest first
-        sync_folder(os.path.join(target, name))
-    sync_folder(target)
+    with _syncs.under_way() as sync:
+        copied = {name: _copy_file(os.path.join(source, name), os.path.join(target, name), sync) for name in files}
+        manifest = Manifest(trial, step, frozenset(folders), copied).encode()
+        _write_file(os.path.join(target, MANIFEST), [manifest], sync)
+        for name in [*folders, ""]:
+            sync(os.open(os.path.join(target, name), os.O_RDONLY | os.O_DIRECTORY))
     return hashlib.sha256(manifest).hexdigest()
 
 
-def _copy_file(source: str, target: str) -> tuple[int, str]:
-    """Copy and sync one file; its size and sha256 as they were written."""
+Sync = Callable[[int], None]
+"""Takes an open file or folder, to bring it to disk and close it."""
+
+
+class _Syncs:
+    """Brings files and folders to disk; where that takes long, in threads: for several that are asked for at once, a
+    file system often needs one flush (ext4 was seen to take 20 ms for four in turn, and 5 ms at once), and while it
+    writes, more can be read."""
+
+    def __init__(self) -> None:
+        self._took_s = 0.0  # one, as a rule
+
+    @contextmanager
+    def under_way(self) -> Iterator[Sync]:
+        """What is given to `Sync` within is on disk at the end, in whatever order."""
+        threads = ThreadPoolExecutor(_SYNCS, thread_name_prefix="raytuner-sync")  # has none before it is needed
+        under_way: deque[Future[None]] = deque()
+
+        def sync(descriptor: int) -> None:
+            if self._took_s < _WORTH_A_THREAD_S:
+                self._sync(descriptor)
+                return
+            under_way.append(threads.submit(self._sync, descriptor))
+            if len(under_way) > _OPEN:
+                under_way.popleft().result()
+
+        with threads:
+            yield sync
+            for each in under_way:
+                each.result()
+
+    def _sync(self, descriptor: int) -> None:
+        begun = time.perf_counter()
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        self._took_s += 0.2 * (time.perf_counter() - begun - self._took_s)
+
+
+_syncs = _Syncs()
+
+
+def _copy_file(source: str, target: str, sync: Sync) -> tuple[int, str]:
+    """Copy one file; its size and sha256 as they were written."""
     size, digest = 0, hashlib.sha256()
 
     def chunks() -> Iterator[bytes]:
@@ -429,21 +515,26 @@ def _copy_file(source: str, target: str) -> tuple[int, str]:
                 digest.update(chunk)
                 yield chunk
 
-    _write_file(target, chunks())
+    _write_file(target, chunks(), sync)
     return size, digest.hexdigest()
 
 
-def _write_file(path: str, chunks: Collection[bytes] | Iterator[bytes]) -> None:
-    """Write a new file and bring it to disk."""
+def _write_file(path: str, chunks: Collection[bytes] | Iterator[bytes], sync: Sync) -> None:
+    """Write a new file."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    size = 0
     try:
         for chunk in chunks:
             rest = memoryview(chunk)
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)
-    finally:
+            size += len(chunk)
+            if not size % _PIECE:
+                sync(os.dup(descriptor))
+    except BaseException:
         os.close(descriptor)
+        raise
+    sync(descriptor)
 
 
 def _verify_file(path: str, name: str, size: int, sha256: str) -> None:
@@ -502,12 +593,24 @@ def _scan(root: str) -> tuple[list[str], list[str], list[tuple[str, str]]]:
 
 
 def _remove(path: str) -> None:
-    """Remove whatever is there, never following a link."""
+    """Remove whatever is there, never following a link. Somebody else may be removing it, too."""
     if _is_folder(path):
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
+        if _is_folder(path):
+            shutil.rmtree(path)  # says why not
     else:
         with suppress(FileNotFoundError):
             os.unlink(path)
+
+
+def _removed(path: str) -> bool:
+    """Whether a temporary could be removed. Nobody looks at it: that it stays is no reason not to go on."""
+    try:
+        _remove(path)
+    except OSError as error:
+        _log.warning("%s could not be removed: %s", path, error)
+        return False
+    return True
 
 
 def _is_folder(path: str) -> bool:

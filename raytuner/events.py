@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from raytuner.actions import Answer, Fork, Resume, Start
-from raytuner.trial import Failure, Lease, Metrics, Observation, Pending, Report, State, Why
+from raytuner.trial import Failure, Lease, Metrics, Observation, Pending, Report, Slot, State, Why
 
 # --------------------------------------------------------------------------------------------------------- events
 
@@ -40,10 +40,14 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """So many leases may run at the same time from now on."""
+    """So many leases may run at the same time from now on.
+
+    ``nodes``: what each node of the cluster has, where trials may come to reserve something else and that is news.
+    """
 
     at: float
     slots: int
+    nodes: Sequence[Slot] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ from raytuner.events import (
 )
 from raytuner.segments import DamagedSegment, SegmentWriter, Turn, read_segment, truncate
 from raytuner.space import pack, unpack
-from raytuner.trial import Failure, Report, Reports, State, Why
+from raytuner.trial import Failure, Report, Reports, Slot, State, Why
 
 FORMAT = 2
 
@@ -66,7 +66,7 @@ JOURNAL = pa.schema(
         pa.field("what", pa.string()),  # ended: how; failed: failure; over: state; proposed: kind of answer
         pa.field("why", pa.string()),  # over: the reason's name
         pa.field("config", pa.string()),  # proposed, start, fork: JSON
-        pa.field("data", pa.string()),  # ended, checkpointed, reported: metrics, proposed: note; JSON
+        pa.field("data", pa.string()),  # ended, checkpointed, reported: metrics, proposed: note, slots: nodes; JSON
         pa.field("text", pa.string()),  # messages; checkpointed, loaded: the manifest's hash
     ]
 )
@@ -475,8 +475,9 @@ def _encode(row: Row) -> dict[str, Any]:
     match row:
         case Opened(at, epoch):
             return {"kind": "opened", "at": at, "number": epoch}
-        case Slots(at, slots):
-            return {"kind": "slots", "at": at, "number": slots}
+        case Slots(at, slots, nodes):
+            there = {} if nodes is None else {"data": _json([asdict(node) for node in nodes])}
+            return {"kind": "slots", "at": at, "number": slots, **there}
         case Proposed(at, trial, Proposal(config, note)):
             return {
                 "kind": "proposed",
@@ -583,7 +584,8 @@ def _known(row: Mapping[str, Any]) -> Row:
         case "opened":
             return Opened(at, row["number"])
         case "slots":
-            return Slots(at, row["number"])
+            nodes = tuple(Slot(**node) for node in _value(row["data"])) if row["data"] else None
+            return Slots(at, row["number"], nodes)
         case "proposed":
             return Proposed(at, trial, _answer(row))
         case "reported":

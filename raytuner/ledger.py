@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
-from raytuner.trial import LEGAL, Metrics, Observation, Pending, State, Trial
+from raytuner.trial import LEGAL, Metrics, Observation, Pending, Slot, State, Trial
 
 
 class IllegalChange(Exception):
@@ -23,7 +23,9 @@ class Entry:
     where known. ``donor``: trial and step of the checkpoint it starts from while it has none of its own;
     ``inherited``: seconds of slot time that went into that. ``rung``: step of the checkpoint it can be forked from.
     ``heard``: what the scheduler last judged of its present
-    lease, if it judges every report. ``errors``, ``losses``: failures so far, and workers lost
+    lease, if it judges every report. ``slot``: what it reserves, if that is not what the study's trials do.
+    ``parked``: whether its function may still wait where its last lease ended.
+    ``errors``, ``losses``: failures so far, and workers lost
     since it last made progress; ``tries``: both, never reset.
     """
 
@@ -42,6 +44,8 @@ class Entry:
     inherited: float = 0.0
     rung: int | None = None
     heard: Observation | None = None
+    slot: Slot | None = None
+    parked: bool = False
     errors: int = 0
     losses: int = 0
     tries: int = 0

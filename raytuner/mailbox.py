@@ -18,7 +18,8 @@ from raytuner.trial import Lease, Metrics, Reports
 
 _BACKLOG = 10_000  # reports that may wait to be sent before `report` blocks
 _BATCH = 5_000  # reports that are sent together at most
-_LINGER_S = 0.004  # how long what is not urgent waits for more
+_LINGER_S = 0.05  # how long reports, for which nobody waits, wait for more: so that a driver may have many actors
+_ENDS_LINGER_S = 0.004  # and ends that are not urgent: else those who give out leases could not keep up
 
 Item = Reports | Loaded | Ended | Failed
 """What an executor hears."""
@@ -118,6 +119,7 @@ class Outbox:
         self._awake = threading.Event()
         self._idle = False  # whether somebody waits for anything at all
         self._urgent = False  # whether there is something that should not wait for more
+        self._soon = False  # whether there is something that should not wait for long
         self._room = threading.Condition()
         self._crowded = False
         self._closed = False
@@ -127,7 +129,8 @@ class Outbox:
         self._items.append(item)
         if urgent:
             self.hurry()
-        elif self._idle:
+        elif self._idle or not (self._soon or isinstance(item, Loaded)):
+            self._soon = not isinstance(item, Loaded)
             self._awake.set()
 
     def hurry(self) -> None:
@@ -138,9 +141,10 @@ class Outbox:
     def report(self, said: Said) -> None:
         """Put down a report; waits while too many have not been sent."""
         self._items.append(said)
-        if self._idle:
+        waiting = len(self._items)
+        if self._idle or waiting == _BATCH:
             self._awake.set()
-        if len(self._items) >= _BACKLOG:
+        if waiting >= _BACKLOG:
             with self._room:
                 self._crowded = True
                 self._room.wait_for(lambda: len(self._items) < _BACKLOG or self._closed)
@@ -163,12 +167,13 @@ class Outbox:
             if not items and not self._urgent:
                 self._awake.wait(timeout_s)
             self._idle = False
-        if items and not self._urgent and len(items) < _BATCH:
-            self._awake.clear()
-            if not self._urgent:
-                self._awake.wait(_LINGER_S)
-        self._urgent = False
-        raw = [items.popleft() for _ in range(min(len(items), _BATCH))]
+        if not self._soon:
+            self._linger(_LINGER_S)
+        if self._soon:
+            self._linger(_ENDS_LINGER_S)
+        waiting = len(items)
+        self._urgent, self._soon = waiting > _BATCH, False  # of what is left, nobody knows how urgent it is
+        raw = [items.popleft() for _ in range(min(waiting, _BATCH))]
         if self._crowded:
             with self._room:
                 self._crowded = False
@@ -180,6 +185,13 @@ class Outbox:
             else:
                 found += [item for item in said if isinstance(item, Loaded | Ended | Failed)]
         return found
+
+    def _linger(self, seconds: float) -> None:
+        """Wait for more, until there is much, or something that should not wait."""
+        soon = self._soon
+        self._awake.clear()
+        if self._items and not self._urgent and self._soon == soon and len(self._items) < _BATCH:
+            self._awake.wait(seconds)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -41,8 +41,8 @@ class Result:
 
     A fork starts from a checkpoint of its ``parent``; until it has reported, it stands as its parent stood there. In
     the place of which trials it came, ``chain`` says, the first of them first and itself last: together they are one
-    ``member`` of a population, with the first one's number. ``schedule``: from which step on its weights were trained
-    with which configuration, its own last.
+    ``member`` of a population, with the first one's number ("": it was to take another's place, and found nothing to
+    begin from). ``schedule``: from which step on its weights were trained with which configuration, its own last.
     """
 
     trial_id: str
@@ -239,7 +239,7 @@ class ResultGrid(Sequence[Result]):
             row: dict[str, Any] = {"trial_id": result.trial_id}
             row |= {name: value for name, value in metrics.get(result.trial_id, {}).items() if name != "trial_id"}
             row |= {"state": result.state.value, "why": result.why, "parent": result.parent}
-            row |= {"member": result.member, "logdir": result.path}
+            row |= {"member": result.member or None, "logdir": result.path}
             rows.append(row | dict(_flat(result.config, "config/")))
         names = dict.fromkeys(name for row in rows for name in row) or _ALWAYS
         return pa.table({name: _column([row.get(name) for row in rows], name in _ALWAYS) for name in names})
@@ -249,6 +249,7 @@ def _results(folder: Folder, record: Record) -> list[Result]:
     """Fold a study's rows into its trials."""
     configs: dict[int, tuple[Config, int | None]] = {}
     chains: dict[int, tuple[int, ...]] = {}
+    nobodies: set[int] = set()
     begun: dict[int, tuple[int, int]] = {}  # forks: trial and step of the checkpoint that they began from
     schedules: dict[int, tuple[tuple[int, Config], ...]] = {}
     over: dict[int, Over] = {}
@@ -270,8 +271,11 @@ def _results(folder: Folder, record: Record) -> list[Result]:
                 begun[trial] = source, step
                 before = [(since, config) for since, config in schedules[source] if since < step]
                 schedules[trial] = (*before, (step, configs[trial][0]))
-            case Over():
-                over[row.trial] = row
+            case Over(trial, why=why):
+                over[trial] = row
+                if why is Why.NO_SOURCE and len(chains[trial]) > 1:  # it took nobody's place
+                    chains[trial] = (trial,)
+                    nobodies.add(trial)
             case Ended(trial=trial, how=How.REACHED, level=level) if level >= rungs[trial]:  # else it goes on at once
                 paused.add(trial)
             case Resume(trial, until):
@@ -310,7 +314,7 @@ def _results(folder: Folder, record: Record) -> list[Result]:
                 error=TrialFailed(end.message or end.why.value) if end and failed else None,
                 path=str(folder.checkpoints / f"{trial:06d}"),
                 parent=None if parent is None else str(parent),
-                member=str(chains[trial][0]),
+                member="" if trial in nobodies else str(chains[trial][0]),
                 chain=tuple(map(str, chains[trial])),
                 schedule=schedules.get(trial, ()),
                 _reports=record.reports,
@@ -323,7 +327,7 @@ def _members(results: Sequence[Result]) -> list[Result]:
     """The trials that stand for a population's members, in the order of these; other trials each for itself."""
     last: dict[str, Result] = {}
     for result in results:
-        if len(result.chain) == 1 or result.why != Why.NO_SOURCE.value:  # else it took nobody's place
+        if result.member:
             last[result.member] = result
     return list(last.values())
 

@@ -88,7 +88,7 @@ class Context:
         return str(self.trial_dir)
 
     def get_trial_resources(self) -> dict[str, float]:
-        """What the trial reserves, as it was given to `with_resources`."""
+        """What the trial reserves now, as it would be given to `with_resources`."""
         slot = self.slot
         known = {"cpu": slot.cpu, "gpu": slot.gpu, "memory": slot.memory_gib * 2**30}
         return {name: amount for name, amount in known.items() if amount} | dict(slot.custom)
@@ -117,7 +117,7 @@ class Session:
         self.checkpoint: Checkpoint | None = None
         study = rules.checkpoints.parent
         folder = study / "artifacts" / f"{lease.trial.id:06d}"
-        self.context = Context(lease.trial.id, study.name, folder, rules.slot)
+        self.context = Context(lease.trial.id, study.name, folder, lease.slot or rules.slot)
         self._train = train
         self._rules = rules
         self._outbox = outbox
@@ -183,6 +183,7 @@ class Session:
         needed = (
             wants_checkpoint
             or unwinds
+            or self.lease.save
             or said[2] >= self.lease.until
             or (every > 0 and said[1] % every == 0)
             or (ends is not None and self._rules.checkpoint_at_end)
@@ -205,13 +206,14 @@ class Session:
             self._park()
 
     def should_checkpoint(self) -> bool:
-        """Whether the next report wants a checkpoint: the lease may end there, or ``checkpoint_frequency`` says so."""
+        """Whether the next report wants a checkpoint: the lease may end there, the trial may go on with other resources
+        from there, or ``checkpoint_frequency`` says so."""
         step = self._step + 1
         every = self._rules.checkpoint_every
         last = min(self.lease.until, self._rules.stop.get("training_iteration", self.lease.until))
         # With another time_attr it is not known, before it is made, whether the next report ends the lease.
         wanted = (every and step % every == 0) or self._rules.time_attr != "training_iteration" or step >= last
-        self._declined = not (self._leases.unwound or wanted)
+        self._declined = not (self._leases.unwound or wanted or self.lease.save)
         return not self._declined
 
     def _take(self, metrics: Mapping[str, Any]) -> Said:
@@ -287,6 +289,7 @@ class Session:
     def _run(self) -> Ended | Failed:
         try:
             self._around.enter()
+            self._store.tidy(self.lease.trial.id)  # of a process that died before it said that it had begun
             if self.lease.checkpoint is not None:
                 self.checkpoint = self._load(self.lease.donor, self.lease.checkpoint)
             last = self._train(self.lease.trial.config)

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from raytuner.actions import Done, Exhausted, Fork, Proposal, Resume, Start, Stop, Wait
+from raytuner.allocation import Allocation, LiveTrial, StudyView
 from raytuner.checkpoints import CheckpointConfig, Kept, retention
 from raytuner.events import (
     Ask,
@@ -44,7 +45,7 @@ from raytuner.ledger import Entry, IllegalChange, Ledger
 from raytuner.objective import Objective
 from raytuner.protocols import Scheduler
 from raytuner.retry import Retries
-from raytuner.trial import Config, Failure, Lease, Observation, State, Trial, Why
+from raytuner.trial import Config, Failure, Lease, Observation, Slot, State, Trial, Why
 
 
 class Deadlock(Exception):
@@ -65,7 +66,8 @@ class Study:
 
     ``trials``: how many `Start`s are served (None: as many as the searcher has configurations for).
     ``fail_fast``: the first failed trial ends the study, resumable. ``each_report``: a lease ends at every report, so
-    that whoever drives the study can have a say; short of its rung it goes on at once.
+    that whoever drives the study can have a say; short of its rung it goes on at once. ``allocate``: what trials that
+    have reported are to reserve, where the executor can give them more or less; then leases end at every report, too.
     """
 
     def __init__(
@@ -77,17 +79,21 @@ class Study:
         checkpoint_config: CheckpointConfig,
         fail_fast: bool = False,
         each_report: bool = False,
+        allocate: Allocation | None = None,
     ) -> None:
         self.objective = objective
         self.ledger = Ledger()
         self.finished: Finish | None = None
+        self.forked = 0  # forks in the place of another trial: one of the two is over with each
         self.best: tuple[float, int] | None = None  # lowest value at the highest rung seen, and its trial
         self._best_until = 0
         self._scheduler = scheduler
         self._limit = trials
         self._retries = retries
         self._fail_fast = fail_fast
-        self._each_report = each_report
+        self._asks_each_report = each_report
+        self._allocate = allocate
+        self._nodes: Sequence[Slot] | None = None  # of the cluster, where the executor can give trials more or less
         self._retention = retention(checkpoint_config)
         self._checkpoint_config = checkpoint_config
         self._slots = 0
@@ -113,6 +119,7 @@ class Study:
                 self._opened()
             case Slots():
                 self._slots = event.slots
+                self._nodes = self._nodes if event.nodes is None else event.nodes
             case Proposed():
                 self._proposed(event)
             case Reported():
@@ -155,7 +162,7 @@ class Study:
 
     def _opened(self) -> None:
         """Whatever ran is dead with the driver that ran it: its leases are given out anew, free of charge."""
-        self._slots = 0
+        self._slots, self._nodes = 0, None
         self._busy.clear()
         self._saving.clear()
         if self._stopping and not self._stopping.complete:
@@ -164,6 +171,7 @@ class Study:
             self.finished = None
         self._due.clear()
         for entry in self.ledger.live.values():
+            entry.slot, entry.parked = None, False
             if entry.state is State.RUNNING:
                 self._repeat(entry)
 
@@ -234,6 +242,7 @@ class Study:
         entry.losses, entry.heard = 0, None
         if event.step >= entry.step and event.metrics:
             entry.step, entry.level, entry.metrics = event.step, event.level, event.metrics
+        entry.parked = event.how.parks
         if event.how is How.REACHED and event.level < entry.until:
             if self._stopping is None:
                 self._due.appendleft(event.trial)  # it waits where it ran: whoever came first there would drive it out
@@ -259,7 +268,8 @@ class Study:
     def _save(self, entry: Entry, at: float) -> None:
         """The study ends early and finds a trial parked at a report that it did not save: one more step, which it will,
         unless it was given that before."""
-        if self._stopping and entry.step and entry.step not in entry.checkpoints and entry.trial.id not in self._saving:
+        saved = entry.newest[1] if entry.newest else 0
+        if self._stopping and entry.step > saved and entry.trial.id not in self._saving:
             self._saving.add(entry.trial.id)
             self._issue(entry, at, last=True)
 
@@ -473,6 +483,7 @@ class Study:
         if source is None:
             raise IllegalChange(f"trial {fork.trial} is forked from trial {fork.source}, which does not exist")
         self._out.append(fork)
+        self.forked += fork.replaces is not None
         step = max(source.checkpoints, default=None) if source.state.over else source.rung
         donor = None if step is None else (fork.source, step)
         entry = self.ledger.open(Trial(fork.trial, fork.config, fork.source), fork.until, donor)
@@ -497,7 +508,7 @@ class Study:
 
     def _repeat(self, entry: Entry) -> None:
         """Give a trial's lease out once more, from its newest checkpoint."""
-        newest = entry.newest
+        newest, entry.parked = entry.newest, False
         self._due.append(entry.trial.id)
         self._out.append(Retry(entry.trial.id, newest[1] if newest else None))
 
@@ -506,6 +517,7 @@ class Study:
         entry.attempt += 1
         if entry.since is None:
             entry.since = at
+        save = not last and self._resize(entry)
         self._busy[entry.trial.id, entry.attempt] = None
         self._out.append(
             Run(
@@ -522,8 +534,49 @@ class Study:
                     each_report=self._each_report,
                     last=last,
                     digest=self._digest(donor, checkpoint),
+                    slot=entry.slot if self._resizes else None,
+                    save=save,
                 )
             )
+        )
+
+    @property
+    def _each_report(self) -> bool:
+        return self._asks_each_report or self._resizes
+
+    @property
+    def _resizes(self) -> bool:
+        return self._allocate is not None and self._nodes is not None
+
+    def _resize(self, entry: Entry) -> bool:
+        """Let a trial that is about to run reserve what it should; returns whether it must save its next step for that.
+        What it reserves is its process's, and another one goes on from a checkpoint: it is not to lose steps."""
+        if self._allocate is None or self._nodes is None or not entry.metrics:
+            return False
+        base = self._allocate.base
+        wanted = self._allocate.rule(self._view(base, self._nodes), self._live_trial(entry, base))
+        if wanted is None or wanted == (entry.slot or base):
+            return False
+        if entry.parked and entry.step not in entry.checkpoints:
+            return True
+        entry.slot = None if wanted == base else wanted
+        return False
+
+    def _view(self, base: Slot, nodes: Sequence[Slot]) -> StudyView:
+        assert self._allocate is not None
+        live = tuple(self._live_trial(entry, base) for _, entry in sorted(self.ledger.live.items()))
+        to_come = None if self._limit is None else self._limit - self._starts + len(self._asked)
+        return StudyView(live, base, nodes, to_come, self._allocate.most)
+
+    def _live_trial(self, entry: Entry, base: Slot) -> LiveTrial:
+        return LiveTrial(
+            entry.trial.id,
+            entry.trial.config,
+            entry.step,
+            entry.metrics,
+            self.objective.read(entry.metrics).value if entry.metrics else None,
+            entry.slot or base,
+            entry.state is State.RUNNING,
         )
 
     def _digest(self, trial: int, step: int | None) -> str:

@@ -35,7 +35,7 @@ from raytuner.session import (
     standing,
     takes_config,
 )
-from raytuner.trial import Config, Slot
+from raytuner.trial import Config, Slot, slot_of
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class _InTrial:
 
     @property
     def trial_resources(self) -> dict[str, float] | None:
-        """What the trial reserves, as it was given to `with_resources`; None outside of a Tuner."""
+        """What the trial reserves now, as it would be given to `with_resources`; None outside of a Tuner."""
         context = self._raytuner_context
         return None if context is None else context.get_trial_resources()
 
@@ -204,24 +204,6 @@ class ResourcesOf:
         except (TypeError, ValueError) as error:
             error.add_note(f"This is {where} for the configuration {dict(config)!r:.200}")
             raise
-
-
-def slot_of(resources: Mapping[str, float]) -> Slot:
-    """What a dict such as ``{"cpu": 2, "gpu": 0.5}`` reserves; one cpu if it does not say how many."""
-    known = {"cpu": 1.0, "gpu": 0.0, "memory": 0.0}
-    custom: dict[str, float] = {}
-    for name, amount in resources.items():
-        if not isinstance(name, str):
-            raise TypeError(f"resources must have names such as 'cpu' and 'gpu', got {name!r}")
-        if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not amount >= 0:
-            raise ValueError(f"resources[{name!r}] must be a number of 0 or more, got {amount!r}")
-        if name.lower() in known:
-            known[name.lower()] = float(amount)
-        else:
-            custom[name] = float(amount)
-    if known["gpu"] > 1 and known["gpu"] != int(known["gpu"]):
-        raise ValueError(f"resources['gpu'] must be a fraction of one GPU or a whole number, got {known['gpu']!r}")
-    return Slot(known["cpu"], known["gpu"], known["memory"] / 2**30, custom)
 
 
 _GANGS = frozenset({"PlacementGroupFactory", "ScalingConfig"})

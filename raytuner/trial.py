@@ -258,7 +258,8 @@ class Lease:
     died and came back leaves both as they were. ``spent``: seconds of slot time in earlier leases, of a fork also
     those of the trials whose training it continues. ``each_report``:
     the lease ends at the next report, whether or not that reaches ``until``. ``last``: the trial makes one more step,
-    which is to be saved, and its function ends.
+    which is to be saved, and its function ends. ``slot``: what it reserves (None: what the study's trials do).
+    ``save``: the next step is to be saved, for the trial is to reserve something else from there.
     """
 
     trial: Trial
@@ -273,6 +274,8 @@ class Lease:
     each_report: bool = False
     last: bool = False
     digest: str = ""
+    slot: Slot | None = None
+    save: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,3 +286,21 @@ class Slot:
     gpu: float = 0.0
     memory_gib: float = 0.0
     custom: Mapping[str, float] = field(default_factory=dict)
+
+
+def slot_of(resources: Mapping[str, float]) -> Slot:
+    """What a dict such as ``{"cpu": 2, "gpu": 0.5}`` reserves; one cpu if it does not say how many."""
+    known = {"cpu": 1.0, "gpu": 0.0, "memory": 0.0}
+    custom: dict[str, float] = {}
+    for name, amount in resources.items():
+        if not isinstance(name, str):
+            raise TypeError(f"resources must have names such as 'cpu' and 'gpu', got {name!r}")
+        if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not amount >= 0:
+            raise ValueError(f"resources[{name!r}] must be a number of 0 or more, got {amount!r}")
+        if name.lower() in known:
+            known[name.lower()] = float(amount)
+        else:
+            custom[name] = float(amount)
+    if known["gpu"] > 1 and known["gpu"] != int(known["gpu"]):
+        raise ValueError(f"resources['gpu'] must be a fraction of one GPU or a whole number, got {known['gpu']!r}")
+    return Slot(known["cpu"], known["gpu"], known["memory"] / 2**30, custom)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import secrets
 import shlex
 import sys
@@ -26,7 +27,7 @@ from raytuner.interrupts import Interrupts
 from raytuner.objective import Objective
 from raytuner.protocols import SchedulingPolicy, SearchAlgorithm
 from raytuner.retry import Retries
-from raytuner.schedulers import SCHEDULERS, FIFOScheduler, PopulationBasedTrainingReplay
+from raytuner.schedulers import SCHEDULERS, FIFOScheduler, PopulationBasedTrainingReplay, ResourceChangingScheduler
 from raytuner.schedulers.explore import completed
 from raytuner.searchers import SEARCHERS, GridSearch, RandomSearch
 from raytuner.session import Rules
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from raytuner.results import ResultGrid
     from raytuner.study import Study
 
+_log = logging.getLogger(__name__)
 _STORAGE = "~/raytuner_results"
 _TICK_S = 0.2  # how often the loop looks at the clock and for Ctrl-C, when nothing happens
 EXECUTORS = ("ray", "inline")
@@ -215,15 +217,15 @@ class Tuner:
         self._space = param_space
         self._work = Work(self._train, bound.parameters, self._space.objects)
         self._searcher = config.search_alg or (GridSearch() if self._space.has_grid else RandomSearch())
-        self._objective = _objective(config, self._scheduler, self._run.failure_config.on_nan == "ignore")
+        changing = self._scheduler if isinstance(self._scheduler, ResourceChangingScheduler) else None
+        policy = changing.base_scheduler if changing else self._scheduler
+        self._objective = _objective(config, policy, self._run.failure_config.on_nan == "ignore")
         if self._objective.metric is None and not isinstance(self._searcher, GridSearch | RandomSearch):
             raise ValueError(f"metric must be given: {type(self._searcher).__name__} cannot search without one")
-        if self._objective.metric is None and not isinstance(
-            self._scheduler, FIFOScheduler | PopulationBasedTrainingReplay
-        ):
-            raise ValueError(
-                f"metric must be given: {type(self._scheduler).__name__} cannot compare trials without one"
-            )
+        if self._objective.metric is None and not isinstance(policy, FIFOScheduler | PopulationBasedTrainingReplay):
+            raise ValueError(f"metric must be given: {type(policy).__name__} cannot compare trials without one")
+        most = config.max_concurrent_trials
+        self._allocation = changing.allocation(self._slot, most, self._objective.metric) if changing else None
         if self._run.checkpoint_config.checkpoint_at_end and not isinstance(self._train, type):
             raise ValueError("checkpoint_at_end is for class trainables; a function reports its last checkpoint itself")
         self._config = config
@@ -304,7 +306,7 @@ class Tuner:
             study,
             self._trials,
             self._run.verbose,
-            slot=self._slot if isinstance(self._slot, Slot) else None,
+            slot=self._slot if isinstance(self._slot, Slot) and self._allocation is None else None,
             limit_s=None if budget is None else lambda: budget.left_s(clock.now()),
         )
         with closing(Journal(self._folder.root)) as journal, closing(Janitor(Store(self._folder.checkpoints))) as shelf:
@@ -342,6 +344,8 @@ class Tuner:
         if self._inline:
             from raytuner.executors.inline import Inline
 
+            if self._allocation is not None:
+                _log.warning("trials run in this process and reserve nothing: ResourceChangingScheduler has no effect")
             return Inline(self._work, rules)
         from raytuner.cluster.local import connect
         from raytuner.executors.ray_actors import RayActors
@@ -356,6 +360,7 @@ class Tuner:
             self._config.max_concurrent_trials,
             ahead=orderless and not is_rule(self._run.stop),
             runtime_env=self._run.runtime_env,
+            resizes=self._allocation is not None,
         )
 
     def _tell_how_to_go_on(self, what: str) -> None:
@@ -474,6 +479,7 @@ class Tuner:
             self._run.checkpoint_config,
             bool(self._run.failure_config.fail_fast),
             each_report=is_rule(self._run.stop),
+            allocate=self._allocation,
         )
 
     # ------------------------------------------------------------------------------------------- what the study is

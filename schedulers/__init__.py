@@ -13,6 +13,11 @@ from raytuner.schedulers.median_stopping import MedianStoppingRule
 from raytuner.schedulers.pb2 import PB2
 from raytuner.schedulers.pbt import PopulationBasedTraining
 from raytuner.schedulers.pbt_replay import PopulationBasedTrainingReplay
+from raytuner.schedulers.resource_changing import (
+    DistributeResources,
+    DistributeResourcesToTopJob,
+    ResourceChangingScheduler,
+)
 
 SCHEDULERS: dict[str, type[SchedulingPolicy]] = {
     "ASHAScheduler": ASHAScheduler,
@@ -24,6 +29,7 @@ SCHEDULERS: dict[str, type[SchedulingPolicy]] = {
     "PB2": PB2,
     "PopulationBasedTraining": PopulationBasedTraining,
     "PopulationBasedTrainingReplay": PopulationBasedTrainingReplay,
+    "ResourceChangingScheduler": ResourceChangingScheduler,
 }
 """By the name a study's file gives them."""
 
@@ -32,10 +38,13 @@ __all__ = [
     "SCHEDULERS",
     "ASHAScheduler",
     "AsyncHyperBandScheduler",
+    "DistributeResources",
+    "DistributeResourcesToTopJob",
     "FIFOScheduler",
     "HyperBandForBOHB",
     "HyperBandScheduler",
     "MedianStoppingRule",
     "PopulationBasedTraining",
     "PopulationBasedTrainingReplay",
+    "ResourceChangingScheduler",
 ]

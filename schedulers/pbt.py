@@ -169,7 +169,7 @@ class Member:
     """A chain of trials, of which the last one lives.
 
     ``until``: where its lease leads, or led. ``level``, ``value``: at the last rung; of a fork that was at none yet
-    those of its source. ``own``: whether it was at a rung. ``source``: the trial that it takes over, when it has a slot.
+    those of its source. ``own``: whether it was at a rung. ``source``: the trial it takes over, when it has a slot.
     """
 
     number: int

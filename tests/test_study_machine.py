@@ -1,4 +1,4 @@
-"""The study under any legal order of events: real schedulers, and toys that fork and that stop in mid-lease.
+"""The study under any legal order of events: real schedulers, and a toy that stops others in mid-lease.
 
 `World` plays driver, executor and searcher at their worst: slots come and go, leases end, fail, are lost and unwound in
 any order, answers are late, word comes twice, drivers die, somebody presses Ctrl-C. It keeps books of its own, and
@@ -8,8 +8,7 @@ compares them with the study's after each event.
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,6 +48,7 @@ from raytuner.events import (
 from raytuner.objective import Objective
 from raytuner.protocols import Scheduler, SchedulingPolicy
 from raytuner.retry import Retries
+from raytuner.schedulers import MedianStoppingRule, PopulationBasedTraining, PopulationBasedTrainingReplay
 from raytuner.searchers import RandomSearch
 from raytuner.space import Space, uniform
 from raytuner.study import Study
@@ -57,75 +57,9 @@ from tests.schedulers.test_contract import SETTINGS
 
 
 @dataclass(frozen=True)
-class ToyPbt:
-    """Every ``perturb`` steps the worse half of a population makes room for forks of its best."""
-
-    size: int = 4
-    perturb: int = 2
-    max_t: int = 8
-
-    def build(self, seed: int) -> ToyPbtScheduler:
-        return ToyPbtScheduler(self)
-
-
-class ToyPbtScheduler:
-    """The machine of `ToyPbt`."""
-
-    every_report = False
-
-    def __init__(self, policy: ToyPbt) -> None:
-        self._policy = policy
-        self._numbered = 0
-        self._live: dict[int, int] = {}  # trial -> its lease's until
-        self._scores: dict[int, float] = {}
-        self._ready: deque[tuple[str, int, int]] = deque()
-        self._closed = False
-
-    def next(self) -> Action:
-        while self._ready:
-            kind, trial, until = self._ready.popleft()
-            if kind == "fork":
-                self._live[self._numbered] = until
-                self._numbered += 1
-                return Fork(self._numbered - 1, trial, {"x": until / 100}, until)
-            if trial in self._live:
-                self._live[trial] = until
-                return Resume(trial, until)
-        if not self._closed and len(self._live) < self._policy.size:
-            self._live[self._numbered] = self._policy.perturb
-            self._numbered += 1
-            return Start(self._numbered - 1, self._policy.perturb)
-        return Wait() if self._live else Done()
-
-    def judge(self, seen: Observation) -> list[Stop]:
-        if seen.ended:
-            self._live.pop(seen.trial, None)
-            return []
-        if self._live.get(seen.trial) != seen.until or seen.value is None:
-            return []
-        self._scores[seen.trial] = seen.value
-        until = max(seen.until, int(seen.level)) + self._policy.perturb
-        if until > self._policy.max_t:
-            del self._live[seen.trial]
-            return [Stop(seen.trial, Why.FULL_BUDGET)]
-        ranked = sorted(self._scores, key=lambda trial: (self._scores[trial], trial))
-        if ranked.index(seen.trial) >= max(2, len(ranked) // 2):
-            del self._live[seen.trial]
-            self._ready.append(("fork", ranked[0], until))
-            return [Stop(seen.trial, Why.NO_PROMISE)]
-        self._ready.append(("resume", seen.trial, until))
-        return []
-
-    def close(self, unserved: Sequence[int] = ()) -> Sequence[Stop]:
-        self._closed = True
-        for trial in unserved:
-            self._live.pop(trial, None)
-        return []
-
-
-@dataclass(frozen=True)
 class ToyMedian:
-    """Stop a running trial at any report that is worse than the median of its step, and another one with it."""
+    """Stop a running trial at any report that is worse than the median of its step, and another running one with it,
+    which no real scheduler does yet."""
 
     def build(self, seed: int) -> ToyMedianScheduler:
         return ToyMedianScheduler()
@@ -135,6 +69,7 @@ class ToyMedianScheduler:
     """The machine of `ToyMedian`."""
 
     every_report = True
+    forks = False
 
     def __init__(self) -> None:
         self._started = 0
@@ -180,8 +115,32 @@ class ToyMedianScheduler:
         return []
 
 
-TOYS: dict[str, SchedulingPolicy] = {"toy pbt": ToyPbt(), "toy median": ToyMedian()}
+TOYS: dict[str, SchedulingPolicy] = {"toy median": ToyMedian()}
 SPACE = Space({"x": uniform(0.0, 1.0)})
+
+
+def busy_pbt(**settings: Any) -> PopulationBasedTraining:
+    """Members have a turn at nearly every report, and half of them fork."""
+    return PopulationBasedTraining(
+        time_attr="training_iteration",
+        hyperparam_mutations={"x": uniform(0.0, 1.0)},
+        quantile_fraction=0.5,
+        **{"perturbation_interval": 1, **settings},
+    )
+
+
+POPULATIONS: dict[str, SchedulingPolicy] = {
+    "busy pbt": busy_pbt(),
+    "busy pbt tournament": busy_pbt(exploit="binary_tournament", perturbation_interval=2),
+    "busy pbt synch": busy_pbt(synch=True),
+    "busy pbt median": MedianStoppingRule(
+        time_attr="training_iteration", grace_period=1, min_samples_required=2, scheduler=busy_pbt()
+    ),
+}
+POLICIES = {**SETTINGS, **TOYS, **POPULATIONS}
+
+LENGTH = 10
+"""Where trials end that a population would let run for ever."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +186,9 @@ class World:
         self.checkpoints: set[tuple[int, int]] = set()
         self.reported: dict[int, int] = {}  # the highest step that the study heard of, of each trial
         self.targets: dict[int, int] = {}
+        self.rungs: dict[int, tuple[int, int] | None] = {}  # trials that were at one: what others may begin from
+        self.donors: dict[int, tuple[int, int] | None] = {}  # forks: what they begin from
+        self.reasons: dict[int, Why] = {}
         self.numbers = 0
         self.finish: Finish | None = None
         self.past: list[Event] = []  # what may come twice
@@ -263,9 +225,13 @@ class World:
                 self.checkpoints.add((trial, step))
         if isinstance(event, Ended) and event.how is How.REACHED and self.states[event.trial] is State.RUNNING:
             self.states[event.trial] = State.PAUSED  # unless it is over at once
+            self.rungs[event.trial] = self.newest(event.trial)
         commands = [snapshot(command) for command in self.study.handle(event)]
         for command in commands:
             self.obey(command, event)
+        for command in commands:
+            if isinstance(command, Fork):
+                self.check_fork(command)
         self.log.append((event, commands))
         self.check()
         return commands
@@ -281,9 +247,11 @@ class World:
                 assert trial == self.numbers
                 self.numbers += 1
                 if isinstance(command, Fork):
+                    over = self.states[command.source].over
+                    self.donors[trial] = self.newest(command.source) if over else self.rungs[command.source]
+                if command.config is not None:  # else it is the searcher's to propose
                     self.change(trial, State.RUNNING)
                     self.targets[trial] = command.until
-                    self.reported[trial] = 0
             case Resume(trial, until):
                 self.change(trial, State.RUNNING)
                 assert until > self.targets[trial]
@@ -294,6 +262,7 @@ class World:
                     assert isinstance(event, Ended)  # its own report was of no use
                     self.states[trial] = State.RUNNING
                 self.change(trial, state)
+                self.reasons[trial] = why
             case Run(lease):
                 self.lease(lease)
             case Unwind(trial):
@@ -328,11 +297,22 @@ class World:
 
     def check_source(self, lease: Lease) -> None:
         """What a lease would start from, were it lost now, must be there."""
-        own = {step for trial, step in self.checkpoints if trial == lease.trial.id}
-        if not own and lease.checkpoint is not None:
+        if self.newest(lease.trial.id) is None and lease.checkpoint is not None:
             assert (lease.donor, lease.checkpoint) in self.checkpoints
+            assert (lease.donor, lease.checkpoint) == self.donors[lease.trial.id]
         newest = self.study.ledger[lease.trial.id].newest
         assert newest is None or newest in self.checkpoints
+
+    def newest(self, trial: int) -> tuple[int, int] | None:
+        """A trial's newest checkpoint of its own."""
+        return max((each for each in self.checkpoints if each[0] == trial), default=None)
+
+    def check_fork(self, fork: Fork) -> None:
+        """It takes its place if there is something to begin from, and only then."""
+        begins = self.donors[fork.trial] is not None
+        assert SPACE.contains(fork.config) or isinstance(self.settings.policy, PopulationBasedTrainingReplay)
+        assert (self.reasons.get(fork.trial) is Why.NO_SOURCE) == (not begins)
+        assert (self.reasons.get(fork.replaces) is Why.REPLACED) == begins
 
     def change(self, trial: int, state: State) -> None:
         assert state in LEGAL[self.states.get(trial)]
@@ -351,6 +331,8 @@ class World:
             assert self.study.expects(trial, entry.attempt) == (trial in self.running)
             assert not (entry.state.over and entry.donor)
             assert entry.donor is None or entry.donor in self.checkpoints
+            if self.study._scheduler.forks and not entry.state.over:
+                assert self.rungs.get(trial) in (None, *self.checkpoints), "others may begin from it"
         assert self.study.finished == self.finish
 
     # ---- what happens
@@ -393,7 +375,7 @@ class World:
 
     def reach(self, trial: int, loss: Any, ahead: int, save: bool) -> None:
         lease = self.running[trial]
-        if lease.until == END:
+        if lease.until == END or (self.study._scheduler.forks and lease.until > LENGTH):
             self.end(trial, How.RETURNED, loss)
             return
         self.say(trial, max(1, lease.until - self.stands[trial]) + ahead, loss, save)
@@ -466,12 +448,12 @@ def snapshot(command: Any) -> Any:
 
 def machine(name: str) -> type[RuleBasedStateMachine]:
     """A Hypothesis machine that makes every kind of trouble."""
-    policy = {**SETTINGS, **TOYS}[name]
+    policy = POLICIES[name]
     losses = st.sampled_from([0.0, 1.0, 1.0, 2.0, 3.0, 4.0, math.nan, None])
 
     class Machine(RuleBasedStateMachine):
         @initialize(
-            trials=st.integers(1, 30),
+            trials=st.integers(1, 12 if name in POPULATIONS else 30),
             max_failures=st.sampled_from([0, 2, -1]),
             keep=st.sampled_from([None, 1, 2]),
             fail_fast=st.sampled_from([False, False, False, True]),
@@ -485,20 +467,11 @@ def machine(name: str) -> type[RuleBasedStateMachine]:
             trial: int = data.draw(st.sampled_from(sorted(among)))
             return trial
 
-        @rule()
-        def tick(self) -> None:
-            self.world.tell(Ticked(self.world.tick()))
-
-        @precondition(lambda self: self.world.finish is None)
-        @rule(slots=st.integers(0, 12))
-        def resize(self, slots: int) -> None:
-            self.world.tell(Slots(self.world.tick(), slots))
-
         @precondition(lambda self: self.world.asked)
         @rule(
             data=st.data(),
             times=st.integers(1, 12),
-            kind=st.sampled_from(["config", "config", "config", "wait", "wait", "exhausted"]),
+            kind=st.sampled_from(["config", "config", "config", "config", "wait", "wait", "exhausted"]),
         )
         def serve(self, data: st.DataObject, times: int, kind: str) -> None:
             for _ in range(times):
@@ -518,11 +491,11 @@ def machine(name: str) -> type[RuleBasedStateMachine]:
             self.world.reach(self.pick(data, self.world.running), loss, ahead, save)
 
         @precondition(lambda self: self.world.running)
-        @rule(loss=st.lists(losses, min_size=1, max_size=12))
-        def reach_all(self, loss: list[Any]) -> None:
-            for trial, value in zip(sorted(self.world.running), loss, strict=False):
+        @rule(loss=st.lists(losses, min_size=1, max_size=12), saves=st.just([True] * 12) | st.lists(st.booleans()))
+        def reach_all(self, loss: list[Any], saves: list[bool]) -> None:
+            for trial, value, save in zip(sorted(self.world.running), loss, saves, strict=False):
                 if trial in self.world.running:
-                    self.world.reach(trial, value, 0, save=True)
+                    self.world.reach(trial, value, 0, save)
 
         @precondition(lambda self: self.world.running)
         @rule(data=st.data(), how=st.sampled_from([How.RETURNED, How.STOPPED]), loss=losses)
@@ -539,27 +512,28 @@ def machine(name: str) -> type[RuleBasedStateMachine]:
         def fail(self, data: st.DataObject, failure: Failure) -> None:
             self.world.fail(self.pick(data, self.world.running), failure)
 
-        @precondition(lambda self: self.world.stands)
-        @rule(data=st.data())
-        def evict(self, data: st.DataObject) -> None:
-            trial = self.pick(data, self.world.stands)
-            if trial not in self.world.running:
-                del self.world.stands[trial]
+        @rule(data=st.data(), slots=st.integers(0, 12))
+        def trouble(self, data: st.DataObject, slots: int) -> None:
+            """What may happen at any time; in one rule, for else little else would happen."""
+            world = self.world
+            kinds: dict[str, Callable[[], Any]] = {}
+            if world.finish is None:
+                kinds["resize"] = lambda: world.tell(Slots(world.tick(), slots))
+                kinds["stop"] = lambda: world.tell(StopAsked(world.tick(), "Ctrl-C"))
+            if world.finish is None or not world.finish.complete:
+                kinds["die"] = self.die
+            if world.past:
+                kinds["hear again"] = lambda: world.hear_again(data.draw(st.sampled_from(world.past)))
+            if parked := world.stands.keys() - world.running.keys():
+                kinds["evict"] = lambda: world.stands.pop(self.pick(data, parked))
+            if world.finish is None or world.finish.complete:
+                kinds["tick"] = lambda: world.tell(Ticked(world.tick()))
+            kinds[data.draw(st.sampled_from(list(kinds)))]()
 
-        @precondition(lambda self: self.world.past)
-        @rule(data=st.data())
-        def hear_again(self, data: st.DataObject) -> None:
-            self.world.hear_again(data.draw(st.sampled_from(self.world.past)))
-
-        @precondition(lambda self: self.world.finish is None or not self.world.finish.complete)
-        @rule()
         def die(self) -> None:
+            slots = self.world.slots
             self.world.open()
-
-        @precondition(lambda self: self.world.finish is None)
-        @rule()
-        def stop(self) -> None:
-            self.world.tell(StopAsked(self.world.tick(), "Ctrl-C"))
+            self.world.tell(Slots(self.world.tick(), slots))
 
         def teardown(self) -> None:
             if hasattr(self, "world"):
@@ -570,6 +544,6 @@ def machine(name: str) -> type[RuleBasedStateMachine]:
 
 
 @pytest.mark.timeout(600)  # a failure takes minutes to shrink
-@pytest.mark.parametrize("name", [*SETTINGS, *TOYS])
+@pytest.mark.parametrize("name", POLICIES)
 def test_machine(name: str) -> None:
     run_state_machine_as_test(machine(name), settings=settings(stateful_step_count=30))

@@ -6,8 +6,9 @@ several in a call. Ray reserves what a slot asks for (CPUs, GPUs and fractions o
 its slot is gone until the replacement is up.
 
 Two kinds of `Slots` are announced. Where every trial reserves the same, there are as many actors as fit on the cluster,
-hired at once. Where the reservation is a function of the configuration, actors are hired for the trials that come, idle
-ones of another size making room, and one slot more is open as long as one more may fit.
+hired at once. Where the reservation is a function of the configuration, or changes while trials run (`Lease.slot`),
+actors are hired for the trials that come, idle ones of another size making room, and one slot more is open as long as
+one more may fit. A trial that is to reserve something else leaves the actor it is parked in, which makes room.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -38,6 +39,7 @@ _AHEAD = 31  # leases that may wait in an actor at most
 _AHEAD_S = 0.06  # and how long they may take together
 _STUCK_S = 0.25  # leases that wait behind one that takes longer are given to others
 _SCATTERED_S = 5.0  # an actor that is not up by then may have found no place
+_HOPELESS = 6  # after so many times that, one that is larger than it need be is given up
 
 
 class NoActors(RuntimeError):
@@ -57,6 +59,8 @@ class _Worker:
     heard: bool = False  # whether the first lease's trial has spoken
     since: float = 0.0  # when the first lease was given or, if there is none, the last one ended
     parked: int | None = None
+    stands: int = 0  # the step at which the last lease ended
+    late: int = 0  # how often it was looked at and not up
     guest: int | None = None  # the trial that was parked here when the last lease was given
     withdrawn: Any = None  # the reference to leases that it gives back
 
@@ -66,7 +70,8 @@ class RayActors:
 
     ``slot``: what each trial reserves, or a function of its configuration that says so. ``ahead``: leases may be given
     out before there is a slot for them, since nothing depends on their order; that happens while they are so short
-    that the way to the actor and back would take longer than they do.
+    that the way to the actor and back would take longer than they do. ``resizes``: leases may say what they reserve,
+    more or less than ``slot``.
 
     Raises `NoResources` if the cluster, as it is, can never run a trial, naming what falls short.
     """
@@ -79,10 +84,13 @@ class RayActors:
         most: int | None,
         ahead: bool = False,
         runtime_env: Mapping[str, Any] | None = None,
+        resizes: bool = False,
     ) -> None:
         self._nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self._slot = slot if isinstance(slot, Slot) else Slot(cpu=0.0)
         self._slot_of = None if isinstance(slot, Slot) else slot
+        self._resizes = resizes
+        self._by_size = resizes or self._slot_of is not None
         fit = slots_in(self._nodes, self._slot)
         self._work = ray.put(work.stored(ray.put))
         self._rules = ray.put(rules)
@@ -95,11 +103,13 @@ class RayActors:
                 self._hire(slot)
         self._waiting: deque[Lease] = deque()  # for an actor that is up and free
         self._moved: set[int] = set()  # trials that were given another actor, free of charge: each is once
-        self._least: Slot | None = None  # the least of each resource that a configuration asked for
+        self._least = self._slot if resizes else None  # of each resource that a trial asked for
+        self._modest: set[int] = set()  # trials that could not be given more than the least, for now
         self._grace_s = rules.grace_s
         self._deadlines: dict[tuple[int, int], float] = {}  # when unwound leases must be over
         self._ahead_allowed, self._ahead, self._lease_s = ahead, 0, 0.2
         self._announced = 0  # as whoever listens takes it to be
+        self._news = tuple(map(_whole_node, self._nodes)) if resizes else None  # for the next announcement
         self._failed_starts = 0
         self._begun = self._warned = time.monotonic()
         self._repetition_told = False
@@ -173,8 +183,8 @@ class RayActors:
         limits = [] if timeout_s is None else [timeout_s]
         limits += [self._warned + _PATIENCE_S - now] if nowhere else []
         limits += [_STUCK_S] if any(len(worker.leases) > 1 for worker in self._workers) else []
-        if self._slot_of is not None:
-            limits += [worker.since + _SCATTERED_S - now for worker in self._workers if worker.stream is None]
+        if self._by_size:
+            limits += [worker.since + _SCATTERED_S - now for worker in self._coming()]
         limits += [due - now for due in self._deadlines.values()]
         limit = max(0.0, min(limits)) if limits else None
         if not keys:
@@ -224,7 +234,7 @@ class RayActors:
         worker.leases.clear()
         self._workers.remove(worker)
         ray.kill(worker.actor, no_restart=True)
-        if self._slot_of is None:
+        if not self._by_size:
             self._hire(worker.slot)
 
     def _bury(self, worker: _Worker, error: Exception) -> None:
@@ -271,6 +281,8 @@ class RayActors:
             self._waiting.popleft()
             if worker is None:
                 continue
+            if self._by_size:
+                lease = replace(lease, slot=worker.slot)
             if lease.origin and lease.checkpoint is None and worker.parked != lease.trial.id:
                 self._warn_of_repetition(lease)
             if not worker.leases:
@@ -285,9 +297,14 @@ class RayActors:
 
     def _parked_first(self) -> None:
         """Leases whose trial is parked in a free actor come first: any other might drive it out."""
-        homes = {worker.parked for worker in self._workers if worker.parked is not None and not worker.leases}
+        homes = {worker.parked: worker for worker in self._workers if worker.parked is not None and not worker.leases}
+
+        def leaves(lease: Lease) -> bool:
+            home = homes.get(lease.trial.id)
+            return home is None or self._leaves(home, lease)
+
         if homes and len(self._waiting) > 1:
-            self._waiting = deque(sorted(self._waiting, key=lambda lease: lease.trial.id not in homes))
+            self._waiting = deque(sorted(self._waiting, key=leaves))
 
     def _warn_of_repetition(self, lease: Lease) -> None:
         if not self._repetition_told:
@@ -301,13 +318,14 @@ class RayActors:
 
     def _size(self, lease: Lease) -> Slot | None:
         """What a lease reserves; None if that cannot be: then its attempt has failed."""
-        if self._slot_of is None:
+        if not self._by_size:
             return self._slot
         try:
-            slot = self._slot_of(lease.trial.config)
+            slot = self._wanted(lease) if self._slot_of is None else self._slot_of(lease.trial.config)
             slots_in(self._nodes, slot)
         except Exception as error:  # the user's function, or what it asks for
-            message = f"the resources of this configuration: {type(error).__name__}: {error}"
+            whose = "which the scheduler gave this trial" if self._resizes else "of this configuration"
+            message = f"the resources {whose}: {type(error).__name__}: {error}"
             self._events.append(_failed(lease, Failure.NO_RESOURCES, message))
             return None
         self._least = slot if self._least is None else least(self._least, slot)
@@ -315,7 +333,7 @@ class RayActors:
 
     def _place(self, lease: Lease, slot: Slot) -> _Worker | None:
         """Where a lease goes: to the actor its trial is parked in, else to an empty one, else to any that is idle."""
-        if self._slot_of is not None:
+        if self._by_size:
             return self._place_by_size(lease, slot)
         free = [worker for worker in self._workers if worker.stream is not None and len(worker.leases) <= self._ahead]
         return min(free, key=lambda worker: _preference(worker, lease), default=None)
@@ -323,6 +341,12 @@ class RayActors:
     def _place_by_size(self, lease: Lease, slot: Slot) -> _Worker | None:
         """An idle actor of the right size, or a new one, if need be in the place of idle ones of other sizes."""
         idle = [worker for worker in self._workers if not worker.leases]
+        home = next((worker for worker in idle if worker.parked == lease.trial.id), None)
+        if home is not None:
+            if not self._leaves(home, lease):
+                return home
+            idle.remove(home)
+            self._retire(home)
         same = [worker for worker in idle if worker.slot == slot]
         if same:
             return min(same, key=lambda worker: _preference(worker, lease))
@@ -333,18 +357,42 @@ class RayActors:
             self._retire(idle.pop(0))
         return self._hire(slot)
 
+    def _wanted(self, lease: Lease) -> Slot:
+        """What a lease is to reserve where that may change."""
+        return lease.slot if lease.slot is not None and lease.trial.id not in self._modest else self._slot
+
+    def _leaves(self, home: _Worker, lease: Lease) -> bool:
+        """Whether a trial leaves the actor it is parked in for another: never where it would lose steps."""
+        return self._resizes and home.slot != self._wanted(lease) and home.stands == lease.checkpoint
+
     def _make_more_room(self) -> None:
         """What is free may lie scattered, as half of one GPU and half of another: then one more idle actor must go."""
         now = time.monotonic()
-        late = [worker for worker in self._workers if worker.stream is None and now - worker.since >= _SCATTERED_S]
-        if self._slot_of is None or not late:
+        late = [worker for worker in self._coming() if now - worker.since >= _SCATTERED_S]
+        if not self._by_size or not late:
             return
         for worker in late:
-            worker.since = now
+            worker.since, worker.late = now, worker.late + 1
         gpu = any(worker.slot.gpu for worker in late)
         idle = [worker for worker in self._workers if worker.stream is not None and not worker.leases]
         if idle:
             self._retire(min(idle, key=lambda each: (gpu and not each.slot.gpu, each.parked is not None, each.since)))
+        elif self._resizes:
+            for worker in late:
+                if worker.late >= _HOPELESS and worker.slot != self._slot:
+                    self._settle_for_less(worker)
+
+    def _coming(self) -> list[_Worker]:
+        """The actors that are not up, and that somebody waits for."""
+        return [worker for worker in self._workers if worker.stream is None and worker.leases]
+
+    def _settle_for_less(self, worker: _Worker) -> None:
+        """What a trial was given cannot be had: somebody else has it, or what is free lies scattered."""
+        self._modest.update(lease.trial.id for lease in worker.leases)
+        _log.warning("%s cannot be had now: trials %s go on with %s", worker.slot, sorted(self._modest), self._slot)
+        self._workers.remove(worker)
+        ray.kill(worker.actor, no_restart=True)
+        self._put_back(list(worker.leases))
 
     def _retire(self, worker: _Worker) -> None:
         self._workers.remove(worker)
@@ -415,6 +463,10 @@ class RayActors:
             last.how.parks or (last.how is How.UNWOUND and not last.metrics and worker.guest == last.trial)
         )  # or its lease was taken back before it began
         worker.parked = last.trial if stays else None
+        if isinstance(last, Ended) and last.how.parks:
+            worker.stands = last.step
+        else:
+            self._modest.clear()  # something is given back
         worker.heard, worker.since = False, time.monotonic()
         self._deadlines.pop((last.trial, last.attempt), None)
         self._lease_s += 0.2 * (last.spent - self._lease_s)
@@ -424,7 +476,7 @@ class RayActors:
 
     def _announce(self) -> None:
         """Say how many leases may be out, if that is news."""
-        if self._slot_of is None:
+        if not self._by_size:
             if self._ahead_allowed:
                 self._ahead = _power_of_two(min(_AHEAD, int(_AHEAD_S / max(self._lease_s, 1e-6))))
             slots = sum(worker.stream is not None for worker in self._workers) * (1 + self._ahead)
@@ -436,7 +488,15 @@ class RayActors:
             slots = out + (not self._waiting and more and within)
         if slots != self._announced:
             self._announced = slots
-            self._events.append(Slots(time.time(), slots))
+            self._events.append(Slots(time.time(), slots, self._news))
+            self._news = None
+
+
+def _whole_node(node: Mapping[str, float]) -> Slot:
+    """What a node has, without what Ray names its nodes by or keeps for objects."""
+    ours = ("CPU", "GPU", "memory", "object_store_memory")
+    custom = {name: amount for name, amount in node.items() if name not in ours and ":" not in name}
+    return Slot(node.get("CPU", 0.0), node.get("GPU", 0.0), node.get("memory", 0.0) / 2**30, custom)
 
 
 def _preference(worker: _Worker, lease: Lease) -> tuple[bool, int, bool]:

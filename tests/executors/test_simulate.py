@@ -52,7 +52,7 @@ def test_the_clock_jumps_from_report_to_report() -> None:
     assert simulation.now() == 65.0
     assert [len(events) for events in heard] == [1, 1, 2]
     (report,) = heard[2][0].reports
-    assert (report.step, report.level, report.checkpoint) == (3, 3.0, True)
+    assert (report.step, report.level, bool(report.checkpoint)) == (3, 3.0, True)
     assert report.metrics == {"training_iteration": 3, "loss": 0.3}
     assert heard[2][1] == Ended(65.0, 0, 1, How.REACHED, 3, 3.0, report.metrics, spent=60.0)
 
@@ -298,3 +298,144 @@ class Unwritten:
 
     def commit(self, rows: Sequence[Any], reports: Sequence[Any]) -> None:
         """Nothing."""
+
+
+# ------------------------------------------------------------------------------------------- what may be passed over
+
+
+def lived(load: Workload, leases: Sequence[Lease], skip: bool, unwound_after: int | None = None) -> list[Event]:
+    """What is heard of leases, reports in the middle aside; all of them are unwound after so many events."""
+    simulation = Simulation(World(), load, len(leases), skip=skip)
+    simulation.wait(None)
+    heard: list[Event] = []
+    for one in leases:
+        simulation.run(one)
+    ended = 0
+    while ended < len(leases):
+        for event in simulation.wait(None):
+            ended += isinstance(event, Ended | Failed)
+            if not isinstance(event, Reported) or event.reports[0].checkpoint:
+                heard.append(event)
+        if unwound_after is not None and len(heard) >= unwound_after:
+            for one in leases:
+                simulation.unwind(one.trial.id, one.attempt)
+    return heard
+
+
+LOADS = {
+    "plain": LOAD,
+    "returns": replace(LOAD, length=7),
+    "saves": replace(LOAD, saves=lambda trial, step: step % 4 == trial.id),
+    "fails": replace(LOAD, fault=lambda trial, step, tries: Failure.ERROR if step == 6 + trial.id else None),
+    "stops": replace(LOAD, stops=5),
+    "is stopped": replace(
+        LOAD, ends=lambda trial, metrics, first: How.STOPPED if metrics["loss"] >= trial.id + 0.5 else None
+    ),
+    "is refused": replace(
+        LOAD, ends=lambda trial, metrics, first: Failure.NOT_FINITE if metrics["loss"] >= 1.3 else None
+    ),
+    "has levels": replace(LOAD, level=lambda trial, step, metrics: 2.5 * step),
+    "slow": replace(LOAD, pace=lambda worker: 1.0 + worker),
+}
+
+
+@pytest.mark.parametrize("unwound_after", [None, 1, 2])
+@pytest.mark.parametrize("even", [False, True])
+@pytest.mark.parametrize("name", LOADS)
+def test_reports_that_change_nothing_can_be_passed_over(name: str, even: bool, unwound_after: int | None) -> None:
+    """All else is said at the same times, to the last digit: a third of a second has no exact one."""
+    seconds = (lambda trial, step: 1 / (3 + trial.id)) if even else (lambda trial, step: 1 / (3 + step + trial.id))
+    load = replace(LOADS[name], seconds=seconds, even=even)
+    leases = [lease(0, 9), lease(1, 12), lease(2, 11, since=0.1)]
+    made, passed_over = (lived(load, leases, skip, unwound_after) for skip in (False, True))
+    assert made == passed_over
+    assert len(made) >= 3
+
+
+def test_what_is_passed_over_is_not_made() -> None:
+    asked: list[int] = []
+
+    def curve(trial: Trial, step: int) -> dict[str, float]:
+        asked.append(step)
+        return {"loss": 0.0}
+
+    lived(replace(LOAD, curve=curve, even=True), [lease(0, 2**40)], skip=True)
+    assert asked == [2**40]
+
+
+# --------------------------------------------------------------------------------------------- workers and messages
+
+
+def test_a_trial_goes_on_at_the_pace_of_its_worker() -> None:
+    simulation = opened(2, replace(LOAD, pace=lambda worker: 1.0 + 2 * worker))
+    simulation.run(lease(0, 2))
+    simulation.run(lease(1, 2))
+    assert until_end(simulation, 0)[1].at == 2.0
+    assert until_end(simulation, 1)[1].at == 6.0
+    simulation.run(lease(1, 3, attempt=2, since=6.0, origin=2))  # where it is parked, though 0 is free too
+    assert until_end(simulation, 1)[1].at == 9.0
+
+
+def test_a_lost_worker_is_away_for_a_while() -> None:
+    load = replace(LOAD, fault=lambda trial, step, tries: Failure.LOST if trial.id == step == 1 else None, away_s=10.0)
+    world = World()
+    simulation = opened(2, load, world)
+    simulation.run(lease(0, 20))
+    simulation.run(lease(1, 20))
+    report, slots, failed = simulation.wait(None)
+    assert isinstance(report, Reported)
+    assert slots == Slots(1.0, 1), "it is gone before its lease is over: nobody must be given its place"
+    assert isinstance(failed, Failed)
+    assert failed.failure is Failure.LOST
+    with pytest.raises(AssertionError, match="all 1 slots are taken"):
+        simulation.run(lease(2, 9))
+    assert world.away == {1: 11.0}
+    later = Simulation(World(now=4.0, away={1: 11.0, 0: 3.0}), load, 2)  # a driver's death does not bring it back
+    assert later.wait(None) == [Slots(4.0, 1)]
+    assert later.wait(None) == [Slots(11.0, 2)]
+    heard = [event for _ in range(10) for event in simulation.wait(None)]
+    assert [event for event in heard if isinstance(event, Slots)] == [Slots(11.0, 2)]
+    assert not world.away
+    simulation.run(lease(2, 21, since=11.0))
+    assert until_end(simulation, 2)[1].at == 32.0
+
+
+def test_reports_arrive_twice_and_late() -> None:
+    load = replace(
+        LOAD,
+        twice=lambda trial, step, tries: step == 2,
+        fault=lambda trial, step, tries: Failure.ERROR if step == 3 else None,
+        late=lambda trial, step, tries: True,
+        late_s=5.0,
+    )
+    simulation = opened(2, load)
+    simulation.run(lease(0, 9))
+    assert len(simulation.wait(None)) == 1
+    once, again = simulation.wait(None)
+    assert once == again
+    assert isinstance(simulation.wait(None)[0], Failed)
+    (late,) = simulation.wait(None)
+    assert isinstance(late, Reported)
+    assert (late.at, late.attempt, late.reports[0].step, late.reports[0].at) == (8.0, 1, 3, 3.0)
+
+
+def test_somebody_can_wait_for_a_time() -> None:
+    simulation = opened(1, replace(LOAD, seconds=lambda trial, step: 10.0))
+    simulation.run(lease(0, 9))
+    assert simulation.wait(4.0) == []
+    assert simulation.now() == 4.0
+    assert [event.at for event in simulation.wait(6.0)] == [10.0]
+
+
+def test_a_world_counts() -> None:
+    world = World()
+    simulation = opened(2, replace(LOAD, saves=lambda trial, step: step % 2 == 0), world)
+    simulation.run(lease(0, 5))
+    simulation.run(lease(1, 20))
+    until_end(simulation, 0)
+    simulation.close()  # the driver died
+    assert (world.steps, world.repeated, world.peak) == (10, 0, 5)
+    simulation = Simulation(world, LOAD, 2)
+    simulation.run(lease(1, 7, attempt=2, checkpoint=4))
+    until_end(simulation, 1)
+    assert (world.steps, world.repeated, world.highest) == (13, 1, {0: 5, 1: 7})

@@ -31,6 +31,7 @@ from raytuner.schedulers import (
     MedianStoppingRule,
     PopulationBasedTraining,
     PopulationBasedTrainingReplay,
+    ResourceChangingScheduler,
 )
 from raytuner.schedulers.rungs import brackets
 from raytuner.space import choice, loguniform, uniform
@@ -85,6 +86,8 @@ SETTINGS: dict[str, SchedulingPolicy] = {
     ),
     "pb2": PB2(perturbation_interval=10, hyperparam_bounds={"lr": [1e-4, 1.0], "width": choice([8, 16, 32])}),
     "pb2 synch": PB2(perturbation_interval=15, synch=True, hyperparam_bounds={"lr": loguniform(1e-4, 1.0)}),
+    "resource changing": ResourceChangingScheduler(),
+    "resource changing asha": ResourceChangingScheduler(AsyncHyperBandScheduler(max_t=9, reduction_factor=3)),
     "pbt replay": PopulationBasedTrainingReplay(schedule=[(0, {"lr": 0.1}), (4, {"lr": 0.2}), (9, {"lr": 0.1})]),
 }
 

@@ -1,0 +1,5 @@
+"""``python -m raytuner``."""
+
+from raytuner.cli import main
+
+main()

@@ -1,0 +1,345 @@
+"""An exact Gaussian process for a few hundred data: kernels, their parameters by maximum a posteriori, the posterior.
+
+Rasmussen & Williams 2006, "Gaussian Processes for Machine Learning": algorithm 2.1 (posterior and log marginal
+likelihood) and equation 5.9 (its gradient). With targets standardised to mean 0 and deviation 1,
+
+    y_i = f(x_i) + e_i,   f ~ GP(0, s^2 k),   e_i ~ N(0, v)
+
+Kernels k are correlations, k(x, x) = 1, and each reads its own columns of the inputs:
+
+    Matern    exp(-sqrt(5) r) (1 + sqrt(5) r + 5/3 r^2),  r^2 = sum_j (x_j - z_j)^2 / l_j^2       eq. 4.17, with ARD
+    Decay     (1 - eps)^(|t - t'| / 2): forgets.  Bogunovic, Scarlett & Cevher 2016 (arXiv:1601.06650)
+    Overlap   share of columns in which the two are equal.  CoCaBO: Ru et al. 2020 (arXiv:1906.08878)
+    Product   a b
+    Mix       (1 - w) (a + b) / 2 + w a b, the mixture of CoCaBO
+
+Every parameter has a normal prior on a logarithmic scale (w: logistic), whose mean is where the fit starts. So one
+datum is enough for a fit, there is one start and no chance, and a parameter about which the data say nothing stays
+where it was.
+
+What it does not do: choose points (see the models and searchers that use it), or approximate; a fit takes O(n^3).
+Unlike in `raytuner.models.parzen`, LAPACK cannot be avoided here: last digits depend on its number of threads.
+"""
+
+# Notation, here and in the tests:
+#   n          data              m   queries          D   columns of inputs          p   parameters of a kernel
+#   X (n, D)   inputs of data    Z (m, D)   queries   y (n,)   targets
+#   theta (p,) a kernel's parameters, on the scale of their priors
+#   K (n, n)   covariance of the targets, noise included        L (n, n)   its lower Cholesky factor
+#   alpha (n,) K^-1 y            G (m, n)   derivative of a scalar with respect to each entry of a kernel's matrix
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import LinAlgError, cholesky, lapack, solve_triangular
+from scipy.optimize import minimize
+
+Floats = npt.NDArray[np.float64]
+
+Pull = Callable[[Floats], Floats]
+"""From G (m, n) to the derivative of the same scalar with respect to theta (p,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """A normal density of one parameter. The parameter stays within 3 ``sd`` of ``mean``."""
+
+    mean: float
+    sd: float
+
+
+# ------------------------------------------------------------------------------------------------------- the kernels
+
+
+class Kernel(Protocol):
+    """A correlation of inputs."""
+
+    @property
+    def priors(self) -> tuple[Prior, ...]:
+        """Of its parameters; p of them."""
+
+    def at(self, theta: Floats, Z: Floats, X: Floats) -> tuple[Floats, Pull]:
+        """The correlations (m, n) of ``Z`` (m, D) and ``X`` (n, D), and the way back to the parameters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matern:
+    """Matern 5/2 with a length scale l_j for each of ``columns``; theta is log l. No columns: 1 everywhere."""
+
+    columns: tuple[int, ...]
+    scale: Prior = Prior(math.log(0.5), 1.0)
+
+    @property
+    def priors(self) -> tuple[Prior, ...]:
+        return (self.scale,) * len(self.columns)
+
+    def at(self, theta: Floats, Z: Floats, X: Floats) -> tuple[Floats, Pull]:
+        a, b = (points[:, self.columns] / np.exp(theta) for points in (Z, X))  # (m, p), (n, p)
+        a2, b2 = a * a, b * b
+        # |a - b|^2 by a matrix product: the kernel is flat in r^2 where cancellation would hurt.
+        r = a @ b.T  # (m, n); memory is what takes the time here, hence in place
+        r *= -2.0
+        r += a2.sum(axis=1)[:, None]
+        r += b2.sum(axis=1)
+        np.sqrt(np.maximum(r, 0.0, out=r), out=r)
+        r *= math.sqrt(5.0)
+        decay = np.exp(-r)
+        k = (1.0 + r * (1.0 + r / 3.0)) * decay
+
+        def pull(G: Floats) -> Floats:
+            # dk / dr^2 = -5/6 (1 + sqrt(5) r) exp(-sqrt(5) r), and dr^2 / d log l_j = -2 (a_j - b_j)^2
+            F = G * (1.0 + r) * decay
+            slopes: Floats = F.sum(axis=1) @ a2 + F.sum(axis=0) @ b2 - 2.0 * (a * (F @ b)).sum(axis=0)
+            return (5.0 / 3.0) * slopes
+
+        return k, pull
+
+
+@dataclass(frozen=True, slots=True)
+class Decay:
+    """(1 - eps)^(|t - t'| / 2) of one column, which is exp(-rate |t - t'|); theta is log rate."""
+
+    column: int
+    rate: Prior
+
+    @property
+    def priors(self) -> tuple[Prior, ...]:
+        return (self.rate,)
+
+    def at(self, theta: Floats, Z: Floats, X: Floats) -> tuple[Floats, Pull]:
+        exponent = -np.exp(theta[0]) * np.abs(Z[:, self.column, None] - X[:, self.column])
+        k = np.exp(exponent)
+        return k, lambda G: np.array([(G * k * exponent).sum()])
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """The share of ``columns``, at least one, in which two inputs are equal. It has no parameters."""
+
+    columns: tuple[int, ...]
+
+    @property
+    def priors(self) -> tuple[Prior, ...]:
+        return ()
+
+    def at(self, theta: Floats, Z: Floats, X: Floats) -> tuple[Floats, Pull]:
+        k = np.zeros((len(Z), len(X)))
+        for j in self.columns:
+            k += Z[:, j, None] == X[:, j]
+        return k / len(self.columns), lambda G: np.empty(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Two inputs are alike if they are in both respects. theta: that of ``a``, that of ``b``."""
+
+    a: Kernel
+    b: Kernel
+
+    @property
+    def priors(self) -> tuple[Prior, ...]:
+        return (*self.a.priors, *self.b.priors)
+
+    def at(self, theta: Floats, Z: Floats, X: Floats) -> tuple[Floats, Pull]:
+        p = len(self.a.priors)
+        (a, pull_a), (b, pull_b) = self.a.at(theta[:p], Z, X), self.b.at(theta[p:], Z, X)
+        return a * b, lambda G: np.concatenate([pull_a(G * b), pull_b(G * a)])
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Between alike in any respect (w = 0) and in both (w = 1). theta: of ``a``, of ``b``, and log w / (1 - w)."""
+
+    a: Kernel
+    b: Kernel
+    weight: Prior = Prior(0.0, 1.0)
+
+    @property
+    def priors(self) -> tuple[Prior, ...]:
+        return (*self.a.priors, *self.b.priors, self.weight)
+
+    def at(self, theta: Floats, Z: Floats, X: Floats) -> tuple[Floats, Pull]:
+        p = len(self.a.priors)
+        (a, pull_a), (b, pull_b) = self.a.at(theta[:p], Z, X), self.b.at(theta[p:-1], Z, X)
+        w = 1.0 / (1.0 + math.exp(-theta[-1]))
+        either, both = (a + b) / 2.0, a * b
+
+        def pull(G: Floats) -> Floats:
+            of_a, of_b = G * ((1.0 - w) / 2.0 + w * b), G * ((1.0 - w) / 2.0 + w * a)
+            return np.concatenate([pull_a(of_a), pull_b(of_b), [w * (1.0 - w) * (G * (both - either)).sum()]])
+
+        return (1.0 - w) * either + w * both, pull
+
+
+# ------------------------------------------------------------------------------------------------------- the process
+
+VARIANCE = Prior(0.0, 1.0)
+"""log s^2, where targets have variance 1."""
+
+NOISE = Prior(math.log(1e-2), 2.0)
+"""log v: from 2.5e-5 to 4."""
+
+
+@dataclass(frozen=True, slots=True)
+class GaussianProcess:
+    """A posterior. Made by `fit` or `of`.
+
+    ``theta``: log s^2, log v, then the kernel's. ``centre``, ``scale``: what the targets were standardised by.
+    """
+
+    kernel: Kernel
+    theta: Floats  # (2 + p,)
+    inputs: Floats  # X (n, D)
+    factor: Floats  # L (n, n)
+    alpha: Floats  # (n,)
+    centre: float
+    scale: float
+
+    @classmethod
+    def fit(cls, kernel: Kernel, inputs: Floats, targets: Floats) -> Self:
+        """The posterior of ``targets`` (n,) at ``inputs`` (n, D), n at least 1, with the likeliest parameters."""
+        return cls.of(kernel, likeliest(kernel, inputs, targets), inputs, targets)
+
+    @classmethod
+    def of(cls, kernel: Kernel, theta: Floats, inputs: Floats, targets: Floats) -> Self:
+        """The posterior with given parameters."""
+        _check(kernel, theta, inputs, targets)
+        y, centre, scale = standardised(targets)
+        K, _ = _covariance(kernel, theta, inputs)
+        L = _factor(K)
+        return cls(kernel, theta, inputs, L, _solved(L, y), centre, scale)
+
+    def predict(self, queries: Floats) -> tuple[Floats, Floats]:
+        """Mean and standard deviation of f, without noise, at ``queries`` (m, D); (m,) each, in the targets' unit."""
+        _check_queries(queries, self.inputs.shape[1])
+        s2 = math.exp(self.theta[0])
+        k = s2 * self.kernel.at(self.theta[2:], queries, self.inputs)[0]  # (m, n)
+        v = solve_triangular(self.factor, k.T, lower=True, check_finite=False)  # (n, m)
+        variance = np.maximum(s2 - np.einsum("nm,nm->m", v, v), 0.0)  # below 0 by rounding only
+        return self.centre + self.scale * (k @ self.alpha), self.scale * np.sqrt(variance)
+
+    def given(self, pending: Floats) -> Self:
+        """The same after data at ``pending`` (q, D) that turn out as predicted: the mean stays, deviations shrink.
+
+        The hallucinated updates of GP-BUCB, Desautels, Krause & Burdick 2014 (JMLR 15).
+        """
+        _check_queries(pending, self.inputs.shape[1])
+        inputs = np.concatenate([self.inputs, pending])
+        L = _factor(_covariance(self.kernel, self.theta, inputs)[0])
+        # Targets as predicted, K_qn alpha, are what (alpha, 0) solves the enlarged system for.
+        alpha = np.concatenate([self.alpha, np.zeros(len(pending))])
+        return type(self)(self.kernel, self.theta, inputs, L, alpha, self.centre, self.scale)
+
+
+def likeliest(kernel: Kernel, inputs: Floats, targets: Floats) -> Floats:
+    """The parameters (2 + p,) at the maximum of marginal likelihood times prior, from the prior's means uphill."""
+    priors = (VARIANCE, NOISE, *kernel.priors)
+    mean, sd = np.array([prior.mean for prior in priors]), np.array([prior.sd for prior in priors])
+    _check(kernel, mean, inputs, targets)
+    y, _, _ = standardised(targets)
+
+    def loss(theta: Floats) -> tuple[float, Floats]:
+        value, slope = log_likelihood(kernel, theta, inputs, y)
+        z = (theta - mean) / sd
+        return 0.5 * float(z @ z) - value, z / sd - slope
+
+    bounds = list(zip(mean - 3.0 * sd, mean + 3.0 * sd, strict=True))
+    options = {"maxiter": MOST_ITERATIONS, "ftol": 1e-6, "gtol": 1e-3}  # a hundredth of a nat is more than enough
+    found: Floats = minimize(loss, mean, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    return found
+
+
+MOST_ITERATIONS = 30
+"""Of a fit. They bound its time; from the prior's means it mostly takes 10 to 20."""
+
+
+def log_likelihood(kernel: Kernel, theta: Floats, inputs: Floats, y: Floats) -> tuple[float, Floats]:
+    """Log marginal likelihood of standardised targets ``y`` (n,), and its derivative with respect to theta (2 + p,)."""
+    s2, v = np.exp(theta[:2])
+    K, pull = _covariance(kernel, theta, inputs)
+    L = _factor(K)
+    alpha = _solved(L, y)
+    value = -0.5 * float(y @ alpha) - float(np.log(L.diagonal()).sum()) - 0.5 * len(y) * math.log(2.0 * math.pi)
+    G = 0.5 * (np.outer(alpha, alpha) - _inverse(L))  # d value / dK, from eq. 5.9
+    noise = v * G.trace()
+    signal = (G * K).sum() - (v + JITTER) * G.trace()
+    return value, np.concatenate([[signal, noise], pull(s2 * G)])
+
+
+JITTER = 1e-8
+"""Added to the diagonal, where the variance of the targets is 1: keeps duplicates solvable."""
+
+
+def standardised(targets: Floats) -> tuple[Floats, float, float]:
+    """Targets (n,) with mean 0 and deviation 1, that mean and that deviation. Constant ones: 0, and deviation 1."""
+    largest = float(np.abs(targets).max())
+    if largest == 0.0:
+        return np.zeros(len(targets)), 0.0, 1.0
+    y = targets / largest  # squares of what comes in may be too large for a float
+    centre = float(y.mean())
+    y = y - centre
+    deviation = float(np.sqrt(np.mean(y * y)))
+    if deviation < 1e-12:  # rounding
+        return np.zeros(len(targets)), centre * largest, 1.0
+    return y / deviation, centre * largest, deviation * largest
+
+
+def _covariance(kernel: Kernel, theta: Floats, inputs: Floats) -> tuple[Floats, Pull]:
+    """K (n, n), and the kernel's way back from a derivative with respect to its correlations."""
+    s2, v = np.exp(theta[:2])
+    k, pull = kernel.at(theta[2:], inputs, inputs)
+    K = s2 * k
+    K[np.diag_indices_from(K)] += v + JITTER
+    return K, pull
+
+
+def _factor(K: Floats) -> Floats:
+    """The lower Cholesky factor (n, n)."""
+    jitter = JITTER
+    while True:
+        try:
+            L: Floats = cholesky(K, lower=True, check_finite=False)
+            return L
+        except LinAlgError:  # not positive by rounding: only for thousands of duplicates
+            jitter *= 10.0
+            K = K + jitter * np.eye(len(K))
+
+
+def _solved(L: Floats, y: Floats) -> Floats:
+    """(L L^T)^-1 y (n,)."""
+    half = solve_triangular(L, y, lower=True, check_finite=False)
+    alpha: Floats = solve_triangular(L, half, lower=True, trans=1, check_finite=False)
+    return alpha
+
+
+def _inverse(L: Floats) -> Floats:
+    """(L L^T)^-1 (n, n) to be summed over: an entry below the diagonal stands for both, those above it are 0."""
+    lower, failed = lapack.dpotri(L, lower=1)
+    assert failed == 0  # a factor has a positive diagonal
+    inverse: Floats = 2.0 * lower
+    inverse[np.diag_indices_from(inverse)] -= lower.diagonal()
+    return inverse
+
+
+def _check(kernel: Kernel, theta: Floats, inputs: Floats, targets: Floats) -> None:
+    if inputs.ndim != 2 or len(inputs) == 0 or targets.shape != inputs.shape[:1]:
+        raise ValueError(
+            f"inputs must have shape (n, D) with n >= 1, and targets (n,): got {inputs.shape} and {targets.shape}"
+        )
+    if theta.shape != (2 + len(kernel.priors),):
+        raise ValueError(
+            f"theta must have shape ({2 + len(kernel.priors)},), signal and noise first: got {theta.shape}"
+        )
+    if not (np.isfinite(inputs).all() and np.isfinite(targets).all()):
+        raise ValueError("inputs and targets must be finite numbers")
+
+
+def _check_queries(queries: Floats, columns: int) -> None:
+    if queries.ndim != 2 or queries.shape[1] != columns:
+        raise ValueError(f"queries must have shape (m, {columns}), as the inputs have: got {queries.shape}")
