@@ -71,6 +71,8 @@ class MedianStoppingRule:
                 "To pause trials and promote the best, use AsyncHyperBandScheduler(promotion=True)"
             )
         object.__setattr__(self, "scheduler", _policy(self.scheduler))
+        if hasattr(self.scheduler, "resources_allocation_function"):
+            raise ValueError("scheduler is a ResourceChangingScheduler, which would change nothing: put this inside it")
         for name in ("time_attr", "metric", "mode"):
             ours, theirs = getattr(self, name), getattr(self.scheduler, name, None)
             if theirs is not None and theirs != ours:

@@ -16,15 +16,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from raytuner.models.time_varying_bandit import Point, Step, Where, suggest
 from raytuner.schedulers import explore
 from raytuner.schedulers.pbt import Member, Plan, Population, check_population
 from raytuner.space import Choice, Domain, Float, Numeric, Space, plain, uniform
 from raytuner.trial import Config, Observation
+
+if TYPE_CHECKING:
+    from raytuner.models.time_varying_bandit import Point, Step
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,9 @@ class Bandit:
         custom: Callable[[dict[str, Any]], Mapping[str, Any]] | None,
         interval: int,
     ) -> None:
+        from raytuner.models import time_varying_bandit  # it takes SciPy along, which takes its time
+
+        self._model = time_varying_bandit
         self._domains = domains
         self._space = Space(domains)
         self._explorer = explore.Explorer(domains, 0.0, explore.FACTORS, custom)
@@ -136,15 +141,15 @@ class Bandit:
         took = seen.level - member.level
         if member.value is not None and seen.value is not None and took > 0 and point is not None:
             gain = (member.value - seen.value) / took
-            self._steps.append(Step(member.level / self._interval, point, member.value, gain))
+            self._steps.append(self._model.Step(member.level / self._interval, point, member.value, gain))
 
     def explore(self, source: Member, others: Sequence[Member], rng: np.random.Generator) -> Config:
         assert source.value is not None
         points = {other.trial: self._points.get(other.trial) or self._point(other.config) for other in others}
         self._points = {trial: point for trial, point in points.items() if point is not None}
         pending = list(self._points.values())
-        now = Where(source.level / self._interval, source.value)
-        chosen = suggest(self._space, self._steps, now, pending, source.config, rng)
+        now = self._model.Where(source.level / self._interval, source.value)
+        chosen = self._model.suggest(self._space, self._steps, now, pending, source.config, rng)
         config = plain(source.config, "config")
         _put(config, chosen, self._domains)
         return self._explorer.finish(config, rng)
@@ -152,7 +157,7 @@ class Bandit:
     def _point(self, config: Config) -> Point | None:
         """Where a configuration lies, at the nearest place in the space; None if it lacks something."""
         part = _part(config, self._domains)
-        return Point(*self._space.encode(part)) if self._space.contains(part) else None
+        return self._model.Point(*self._space.encode(part)) if self._space.contains(part) else None
 
 
 def _part(config: Any, domains: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from raytuner.trainable import (
     with_parameters,
     with_resources,
 )
-from raytuner.trial import END, Lease, Report, Slot, Trial
+from raytuner.trial import END, Lease, Report, Reports, Slot, Trial
 
 
 class Actor:
@@ -71,7 +71,8 @@ class Actor:
             for item in self.outbox.take(timeout_s=30):
                 if isinstance(item, Ended | Failed):
                     return item
-                self.reports += list(item)
+                if isinstance(item, Reports):
+                    self.reports += list(item)
         raise TimeoutError("the lease does not end")
 
     def tell_to_end(self) -> None:
@@ -303,7 +304,7 @@ def test_a_class_that_does_not_save_is_never_asked_to(hire: Hire) -> None:
 
     actor = hire(Model, checkpoint_every=1, checkpoint_at_end=True, stop={"training_iteration": 3})
     actor.lease(until=2)
-    assert [each.checkpoint for each in actor.reports] == [False, False]
+    assert [bool(each.checkpoint) for each in actor.reports] == [False, False]
     assert isinstance(actor.lease(), Ended)
     assert actor.store.steps(0) == []
 
@@ -314,7 +315,7 @@ def test_saved_exactly_at_the_leases_end(hire: Hire) -> None:
 
     actor = hire(Model)
     actor.lease(until=3)
-    assert [each.checkpoint for each in actor.reports] == [False, False, True]
+    assert [bool(each.checkpoint) for each in actor.reports] == [False, False, True]
     assert actor.store.steps(0) == [3]
     assert Model.calls[-1] == "save 3 at 3"
     actor.close()

@@ -22,7 +22,7 @@ from functools import partial
 from itertools import count
 from typing import Any, Literal
 
-from raytuner.events import Ended, Event, Failed, How, Reported, Slots
+from raytuner.events import Ended, Event, Failed, How, Loaded, Reported, Slots
 from raytuner.trial import END, Failure, Lease, Metrics, Report, Trial
 
 Curve = Callable[[Trial, int], Mapping[str, Any]]
@@ -214,6 +214,12 @@ class Simulation:
         if lease.checkpoint is not None and (lease.donor, lease.checkpoint) not in self._world.checkpoints:
             raise AssertionError(f"the checkpoint that {lease} starts from does not exist")
         begun = lease.checkpoint or 0
+        if lease.checkpoint is not None:
+            digest = f"{lease.donor}/{lease.checkpoint}"
+            if lease.digest not in ("", digest):
+                raise AssertionError(f"{lease} starts from the checkpoint {digest}")
+            loaded = Loaded(self._world.now, lease.trial.id, lease.attempt, lease.donor, lease.checkpoint, digest)
+            self._ready.append(loaded)
         if self._idle:
             return heapq.heappop(self._idle), begun
         return self._parked.pop(next(iter(self._parked)))[0], begun  # its slot is wanted

@@ -17,7 +17,7 @@ import pytest
 
 from raytuner.checkpoints import CheckpointConfig, Store
 from raytuner.driver import Driver, Shelf
-from raytuner.events import Ended, Event, Failed, Finish, How, Over, Reported, Slots
+from raytuner.events import Ended, Event, Failed, Finish, How, Loaded, Over, Reported, Slots
 from raytuner.executors.inline import Inline
 from raytuner.executors.simulate import Simulation, Workload, World
 from raytuner.journal import Journal, read
@@ -126,8 +126,8 @@ class Stage:
         events = self.until(lambda event: isinstance(event, Ended | Failed))
         last = events[-1]
         assert isinstance(last, Ended | Failed)
-        assert {type(event) for event in events[:-1]} <= {Reported}
-        who = {(event.trial, event.attempt) for event in events if isinstance(event, Reported | Ended | Failed)}
+        assert {type(event) for event in events[:-1]} <= {Loaded, Reported}
+        who = {(event.trial, event.attempt) for event in events if isinstance(event, Loaded | Reported | Ended | Failed)}
         assert who == {(lease.trial.id, lease.attempt)}
         return [report for event in events if isinstance(event, Reported) for report in event.reports], last
 
@@ -201,7 +201,7 @@ def test_a_lease_reports_every_step_and_ends_where_it_should(play: Play) -> None
         assert [report.level for report in reports] == [1.0, 2.0, 3.0]
         assert [report.metrics["loss"] for report in reports] == [41.0, 40.5, 40 + 1 / 3]
         assert [report.metrics["training_iteration"] for report in reports] == [1, 2, 3]
-        assert [report.checkpoint for report in reports] == [False, False, True]
+        assert [bool(report.checkpoint) for report in reports] == [False, False, True]
         assert last == Ended(last.at, 4, 1, How.REACHED, 3, 3.0, reports[-1].metrics, last.spent)
         times = [began, *(report.at for report in reports), last.at]
         assert times == sorted(times)

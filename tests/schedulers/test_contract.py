@@ -104,7 +104,7 @@ Call = Callable[[Scheduler], Any]
 def any_model() -> Iterator[None]:
     """What a model proposes is no matter here, and a Gaussian process at every fork takes its time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raytuner.schedulers.pb2.suggest", lambda space, *rest: space.sample(rest[-1]))
+        patch.setattr("raytuner.models.time_varying_bandit.suggest", lambda space, *rest: space.sample(rest[-1]))
         yield
 
 
