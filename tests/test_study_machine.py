@@ -8,6 +8,8 @@ compares them with the study's after each event.
 from __future__ import annotations
 
 import math
+import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -120,26 +122,27 @@ SPACE = Space({"x": uniform(0.0, 1.0)})
 
 
 def busy_pbt(**settings: Any) -> PopulationBasedTraining:
-    """Members have a turn at nearly every report, and half of them fork."""
+    """Members have many turns, and half of them fork."""
     return PopulationBasedTraining(
         time_attr="training_iteration",
         hyperparam_mutations={"x": uniform(0.0, 1.0)},
         quantile_fraction=0.5,
-        **{"perturbation_interval": 1, **settings},
+        perturbation_interval=2,
+        **settings,
     )
 
 
 POPULATIONS: dict[str, SchedulingPolicy] = {
     "busy pbt": busy_pbt(),
-    "busy pbt tournament": busy_pbt(exploit="binary_tournament", perturbation_interval=2),
+    "busy pbt tournament": busy_pbt(exploit="binary_tournament"),
     "busy pbt synch": busy_pbt(synch=True),
     "busy pbt median": MedianStoppingRule(
-        time_attr="training_iteration", grace_period=1, min_samples_required=2, scheduler=busy_pbt()
+        time_attr="training_iteration", grace_period=3, min_samples_required=2, scheduler=busy_pbt()
     ),
 }
 POLICIES = {**SETTINGS, **TOYS, **POPULATIONS}
 
-LENGTH = 8
+LENGTH = 16
 """Where trials end that a population would let run for ever."""
 
 
@@ -549,3 +552,56 @@ def machine(name: str) -> type[RuleBasedStateMachine]:
 @pytest.mark.parametrize("name", POLICIES)
 def test_machine(name: str) -> None:
     run_state_machine_as_test(machine(name), settings=settings(stateful_step_count=30))
+
+
+def move(world: World, chance: random.Random, saves: float) -> None:
+    """Something that may happen, mostly that a trial gets on; ``saves``: how often with a checkpoint."""
+    if world.finish is not None:
+        world.open()
+    if not world.slots:
+        world.tell(Slots(world.tick(), chance.randint(1, 6)))
+    while world.asked and chance.random() < 0.9:
+        world.serve(chance.choice(sorted(world.asked)))
+    if not world.running:
+        return
+    trial = chance.choice(sorted(world.running))
+    loss = float(chance.randrange(9))
+    match chance.randrange(60):
+        case 0:
+            world.tell(Slots(world.tick(), chance.randint(0, 8)))
+        case 1:
+            world.open()
+        case 2:
+            world.tell(StopAsked(world.tick(), "Ctrl-C"))
+        case 3:
+            world.fail(trial, chance.choice(list(Failure)))
+        case 4:
+            world.end(trial, chance.choice([How.RETURNED, How.STOPPED]), loss)
+        case 5 if world.past:
+            world.hear_again(chance.choice(world.past))
+        case 6 if world.stands[trial] + 1 < world.running[trial].until:
+            world.say(trial, 1, loss, chance.random() < saves)
+        case 7:
+            world.reach(trial, chance.choice([math.nan, None, loss]), chance.choice([0, 3]), chance.random() < saves)
+        case _ if world.unwinding and chance.random() < 0.5:
+            world.end(chance.choice(sorted(world.unwinding)), How.UNWOUND)
+        case _:
+            world.reach(trial, loss, 0, chance.random() < saves)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_long_lives(name: str) -> None:
+    """With less trouble in each: populations come to fork only when all have started."""
+    found: Counter[Why] = Counter()
+    for seed in range(40):
+        chance = random.Random(seed)
+        keep = chance.choice([None, 1, 2])
+        world = World(Settings(POLICIES[name], chance.randint(1, 8), chance.choice([0, 2, -1]), keep, fail_fast=False))
+        for _ in range(150):
+            if world.finish is None or not world.finish.complete:
+                move(world, chance, saves=[1.0, 0.5][seed % 2])
+        found.update(world.reasons.values())
+        world.run_to_end()
+        world.replay()
+    if name in POPULATIONS:
+        assert min(found[why] for why in (Why.REPLACED, Why.NO_SOURCE, Why.RETURNED)) >= 10

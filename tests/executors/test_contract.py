@@ -127,7 +127,8 @@ class Stage:
         last = events[-1]
         assert isinstance(last, Ended | Failed)
         assert {type(event) for event in events[:-1]} <= {Loaded, Reported}
-        who = {(event.trial, event.attempt) for event in events if isinstance(event, Loaded | Reported | Ended | Failed)}
+        said = [event for event in events if isinstance(event, Loaded | Reported | Ended | Failed)]
+        who = {(event.trial, event.attempt) for event in said}
         assert who == {(lease.trial.id, lease.attempt)}
         return [report for event in events if isinstance(event, Reported) for report in event.reports], last
 

@@ -38,8 +38,12 @@ from raytuner.space import choice, loguniform, uniform
 from raytuner.spelling import make, spell
 from raytuner.trial import END, Config, Failure, Observation, Why
 
-MUTATIONS = {"lr": loguniform(1e-4, 1.0), "width": [8, 16, 32], "optimizer": choice([{"momentum": uniform(0, 1)}, {}])}
-CONFIG = {"lr": 0.01, "width": 16, "optimizer": {"momentum": 0.5}}
+CONFIG = {"lr": 0.01, "width": 16, "optimizer": {"name": "sgd", "momentum": 0.5}}
+MUTATIONS = {  # of a space such as that of `tests.lives`
+    "lr": loguniform(1e-4, 1.0),
+    "width": [8, 16, 32],
+    "optimizer": choice([{"name": "sgd", "momentum": uniform(0, 0.99)}, {"name": "adam"}]),
+}
 
 SETTINGS: dict[str, SchedulingPolicy] = {
     "fifo": FIFOScheduler(),
@@ -88,7 +92,7 @@ SETTINGS: dict[str, SchedulingPolicy] = {
     "pb2 synch": PB2(perturbation_interval=15, synch=True, hyperparam_bounds={"lr": loguniform(1e-4, 1.0)}),
     "resource changing": ResourceChangingScheduler(),
     "resource changing asha": ResourceChangingScheduler(AsyncHyperBandScheduler(max_t=9, reduction_factor=3)),
-    "pbt replay": PopulationBasedTrainingReplay(schedule=[(0, {"lr": 0.1}), (4, {"lr": 0.2}), (9, {"lr": 0.1})]),
+    "pbt replay": PopulationBasedTrainingReplay(schedule=[(0, CONFIG), (4, {**CONFIG, "lr": 0.2}), (9, CONFIG)]),
 }
 
 LENGTH = 60
