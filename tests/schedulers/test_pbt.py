@@ -402,8 +402,9 @@ def test_a_fork_that_fails_by_itself_is_the_end_of_its_member() -> None:
         crowd = Crowd(2)
         crowd.say(0, 0.0)
         crowd.say(1, 9.0)
-        crowd.all()
-        crowd.end(2, value, failure)
+        assert crowd.next() == Resume(0, 8)
+        assert takeovers([crowd.next()]) == [(1, 0)]
+        crowd.end(2, value, failure)  # at once: there was no slot in between
         assert crowd.all() == []
         crowd.end(0, 0.0, None)
         assert crowd.next() == Done()
