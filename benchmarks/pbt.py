@@ -66,6 +66,7 @@ PIECES = ("published", "decided", "verified", "restored")
 class Sizes:
     """How much of everything. ``ray_*``: for Ray Tune; ``fresh_steps``: with new actors, which takes long (0: not)."""
 
+    kinds: tuple[str, ...] = ("function", "class")
     steps: int = 500
     ray_steps: int = 50
     ray_rounds: int = 2
@@ -75,7 +76,7 @@ class Sizes:
     large_kinds: tuple[str, ...] = ("function", "class")
 
 
-QUICK = Sizes(steps=100, ray_steps=30, ray_rounds=1, fresh_steps=0, large_steps=4, large_kinds=("function",))
+QUICK = Sizes(("class",), steps=100, ray_rounds=1, fresh_steps=0, large_steps=4, large_kinds=("function",))
 
 
 # -------------------------------------------------------------------------------------------------------- the trials
@@ -333,8 +334,8 @@ class Plain:
 def measure(sizes: Sizes, folder: Path) -> None:
     small, large = Plain(folder, 100), Plain(folder, sizes.large_mib * MIB)
     ours: dict[str, Run] = {}
-    rays: dict[str, list[Run]] = {kind: [] for kind in KINDS}
-    for place, kind in enumerate(KINDS):
+    rays: dict[str, list[Run]] = {kind: [] for kind in sizes.kinds}
+    for place, kind in enumerate(sizes.kinds):
         small.measure(50)
         ours[kind] = run_raytuner(folder, f"a-{kind}", kind, sizes.steps)
         small.measure(50)
@@ -347,7 +348,7 @@ def measure(sizes: Sizes, folder: Path) -> None:
         heavy[kind] = run_raytuner(folder, f"b-{kind}", kind, sizes.large_steps, sizes.large_mib)
     large.measure(3)
     print_throughput(sizes, ours, rays, fresh)
-    exploits = {f"{kind}, tiny": (ours[kind], small) for kind in KINDS}
+    exploits = {f"{kind}, tiny": (ours[kind], small) for kind in sizes.kinds}
     exploits |= {f"{kind}, {sizes.large_mib} MiB": (heavy[kind], large) for kind in heavy}
     best = {kind: min(runs, key=lambda run: np.median(run.exploits["all"] or [np.inf])) for kind, runs in rays.items()}
     print_exploits(exploits, {f"{kind}, tiny": run for kind, run in best.items()})
@@ -371,7 +372,7 @@ def print_throughput(
     if fresh is not None:
         row(f"Ray's default: new actors, {sizes.fresh_steps} steps", ours["class"].reports_per_s, fresh.reports_per_s)
     processes = (", ".join(f"{run.processes}" for run in of.values()) for of in (ours, best))
-    shown.add_row("processes (function, class)", *processes, "", "")
+    shown.add_row("processes", *processes, "", "")
     console.print(shown)
     found = ", ".join(f"{run.parked} of {run.resumed} ({kind})" for kind, run in ours.items())
     console.print(

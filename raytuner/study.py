@@ -105,6 +105,8 @@ class Study:
         self._due: deque[int] = deque()  # running trials whose lease waits for a slot
         # (trial, step) -> how many need it: live forks that start from it, and the trial while others may fork from it
         self._held: Counter[tuple[int, int]] = Counter()
+        # Trials that replaced each other, oldest first, without those that have no checkpoint any more: shared by all.
+        self._chains: dict[int, list[Entry]] = {}
         self._stopping: Finish | None = None
         self._saving: set[int] = set()  # trials that make one more step, to save it, while the study ends early
         self._out: list[Command] = []
@@ -386,12 +388,19 @@ class Study:
             self._retain(self.ledger[trial])
 
     def _retain(self, entry: Entry) -> None:
-        """Let go of the checkpoints that retention does not keep."""
-        held = [step for step in entry.checkpoints if (entry.trial.id, step) in self._held]
-        kept = self._retention.keep([Kept(step, score) for step, score in entry.checkpoints.items()], held)
-        for step in sorted(entry.checkpoints.keys() - kept):
-            del entry.checkpoints[step], entry.digests[step]
-            self._out.append(Drop(entry.trial.id, step))
+        """Let go of the checkpoints that retention does not keep: a trial's, with those of the trials it replaced."""
+        chain = self._chains.get(entry.trial.id) or [entry]
+        every = [(each, step) for each in chain for step in sorted(each.checkpoints)]  # in the order they were made in
+        held = [place for place, (each, step) in enumerate(every) if (each.trial.id, step) in self._held]
+        kept = self._retention.keep(
+            [Kept(place, each.checkpoints[step]) for place, (each, step) in enumerate(every)], held
+        )
+        for place, (each, step) in enumerate(every):
+            if place not in kept:
+                del each.checkpoints[step], each.digests[step]
+                self._out.append(Drop(each.trial.id, step))
+        if len(chain) > 1:
+            chain[:] = [each for each in chain if each.checkpoints or not each.state.over]
 
     def _note_best(self, entry: Entry, value: float | None) -> None:
         if value is None or entry.until < self._best_until:
@@ -499,6 +508,9 @@ class Study:
         self._due.append(fork.trial)
         if fork.replaces is not None:
             self._stop(Stop(fork.replaces, Why.REPLACED))
+            chain = self._chains.setdefault(fork.replaces, [self.ledger[fork.replaces]])
+            chain.append(entry)
+            self._chains[fork.trial] = chain
             self._ask_again()
 
     def _number(self, trial: int) -> None:

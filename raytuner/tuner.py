@@ -226,6 +226,8 @@ class Tuner:
             raise ValueError(f"metric must be given: {type(policy).__name__} cannot compare trials without one")
         most = config.max_concurrent_trials
         self._allocation = changing.allocation(self._slot, most, self._objective.metric) if changing else None
+        if config.num_samples == -1 and completed({}, getattr(self._scheduler, "mutations", {})):
+            raise ValueError("num_samples must be the size of the population, got -1")
         if self._run.checkpoint_config.checkpoint_at_end and not isinstance(self._train, type):
             raise ValueError("checkpoint_at_end is for class trainables; a function reports its last checkpoint itself")
         self._config = config

@@ -569,6 +569,23 @@ def test_a_fork_without_a_source_replaces_nobody_and_fails_nothing() -> None:
 # ------------------------------------------------------------------------------------- starts with a configuration
 
 
+def test_a_member_keeps_as_many_checkpoints_as_a_trial() -> None:
+    """Those of replaced trials count among the last of whoever took their place."""
+    desk = Desk(Scripted(Start(0, 2), Start(1, 2)), slots=2, keep=CheckpointConfig(num_to_keep=1))
+    desk.save(0, 2)
+    desk.save(1, 2)
+    desk.scheduler.wishes.append(Fork(2, 0, {"x": 9}, 4, replaces=1))
+    desk.end(0)
+    desk.end(1)
+    assert desk.study.checkpoints == {0: {2: None}, 1: {2: None}}, "the fork has none of its own yet"
+    assert desk.save(2, 3) == [Drop(1, 2)]
+    desk.scheduler.wishes.extend([Fork(3, 0, {"x": 8}, 6, replaces=2)])
+    desk.save(2, 4)
+    desk.end(2, step=4)
+    assert of(Drop, desk.save(3, 5)) == [Drop(2, 4)]
+    assert desk.study.checkpoints == {0: {2: None}, 3: {5: None}}
+
+
 def test_a_trial_may_be_given_its_configuration() -> None:
     """Nobody is asked, several start at once, and each counts as a start."""
     desk = Desk(Scripted(Start(0, 2, {"x": 5}), Start(1, 2, {"x": 6})), slots=2, trials=2)

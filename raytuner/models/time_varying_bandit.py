@@ -27,7 +27,11 @@ Where the papers are silent or we differ:
 - Time is counted in intervals, so eps is a forgetting per interval whatever the length of the run; Ray scales time to
   [0, 1], where eps <= 0.5 forgets at most 29 %. The level is replaced by its quantile among the steps', which is
   bounded whatever the metric; Ray scales to [0, 1] by the extremes.
-- Improvements are standardised by median and quartiles and clipped to +-2 (`bounded`); Ray's clip comes after mean and
+- Improvements count relative to what was typical at their time (`relative`); in the paper as they are. A loss improves
+  much at first and little later: then the model sees only when a step was, and not what it did. On a loss that loses a
+  share of itself in each interval, with a best setting that moves, 25 rounds of 8 members led to 10^-2.7 with
+  improvements as they are, to 10^-3.3 with this, to 10^-3.1 by random settings and to 10^-3.4 by PBT's.
+- Then they are standardised by median and quartiles and clipped to +-2 (`bounded`); Ray's clip comes after mean and
   deviation, so that one run that diverges makes all others equal.
 - TV.EXP3.M: see `probabilities`.
 - A parameter of a branch that is not chosen stands at the middle of its range, a choice has an option more for this. So
@@ -82,6 +86,7 @@ NEWEST = 500
 FITTED = 100
 """How many steps count, and to how many the kernel's parameters are fitted: what bounds the time of an answer."""
 
+Q = 0.75
 CLIP = 2.0
 """The largest improvement, in robust standard deviations."""
 
@@ -156,17 +161,19 @@ class _Past:
     times: Floats  # (n,)
     rounds: Ints  # (n,)
     levels: Floats  # (n,), the previous values
-    gains: Floats  # (n,), `bounded`
+    gains: Floats  # (n,), `relative` and `bounded`
     settings: Floats  # (n, d), as in `_settings`
 
     @classmethod
     def of(cls, space: Space, steps: Sequence[Step]) -> _Past:
         times = np.array([step.time for step in steps])
+        rounds = np.rint(times).astype(np.int64)
+        members = round(len(steps) / len(np.unique(rounds)))
         return cls(
             times=times,
-            rounds=np.rint(times).astype(np.int64),
+            rounds=rounds,
             levels=np.array([step.previous for step in steps]),
-            gains=bounded(np.array([step.gain for step in steps])),
+            gains=bounded(relative(np.array([step.gain for step in steps]), max(members, 4))),
             settings=_settings(space, *_stacked(space, [step.point for step in steps])),
         )
 
@@ -177,19 +184,31 @@ class _Past:
         return (below + up_to) / (2.0 * len(levels))
 
 
+def relative(gains: Floats, neighbours: int) -> Floats:
+    """Improvements (n,), oldest first, in units of the median size of each with so many before and after it."""
+    sizes = np.abs(gains) / max(float(np.abs(gains).max()), sys.float_info.min)
+    n, width = len(gains), min(len(gains), 2 * neighbours + 1)
+    around = np.lib.stride_tricks.sliding_window_view(sizes, width)  # (n + 1 - width, width)
+    median = np.quantile(around, Q, axis=1)
+    typical = np.where(median > 0.0, median, around.mean(axis=1))  # most did not change at all
+    first = np.clip(np.arange(n) - neighbours, 0, n - width)
+    ratio: Floats = np.sign(gains) * sizes / np.maximum(typical[first], 1e-100)
+    return ratio
+
+
 def bounded(gains: Floats) -> Floats:
     """Improvements (n,) about their median, in robust standard deviations, clipped to +-`CLIP`. Constant ones: 0."""
     largest = np.abs(gains).max()
     if largest == 0.0:
         return np.zeros(len(gains))
     gains = gains / largest
-    low, middle, high = np.quantile(gains, [0.25, 0.5, 0.75], method="nearest")  # of four, none but the middle two
+    low, high = np.quantile(gains, [0.25, 0.75], method="nearest")  # of four, both are of the middle two
     deviation = (high - low) / 1.349  # of a normal distribution with these quartiles
     if deviation <= 1e-12 * max(abs(low), abs(high)):  # half of them are equal
         deviation = gains.std()
-    if deviation < 1e-12:
-        return np.zeros(len(gains))
-    z: Floats = np.clip((gains - middle) / deviation, -CLIP, CLIP)
+        if deviation < 1e-12:
+            return np.zeros(len(gains))
+    z: Floats = np.clip((gains - np.median(gains)) / deviation, -CLIP, CLIP)
     return z
 
 

@@ -22,6 +22,7 @@ from raytuner.models.time_varying_bandit import (
     bounded,
     encode,
     probabilities,
+    relative,
     suggest,
 )
 from raytuner.space import Space, choice, loguniform, qloguniform, quniform, randint, sample_from, uniform
@@ -294,6 +295,26 @@ def test_gains_are_bounded_whatever_their_unit(gains: list[float], scale: float)
     assert (np.diff(z[np.argsort(gains, kind="stable")]) >= 0).all(), "larger ones stay larger, or equal"
     if max(map(abs, gains)) > 1e-3:
         np.testing.assert_allclose(bounded(scale * np.array(gains)), z, atol=1e-6)
+
+
+@given(seeds, st.integers(1, 60), st.sampled_from([1e-250, 1.0, 1e250]), st.sampled_from([1.0, 0.95, 0.0]))
+def test_relative_gains_do_not_shrink_with_time(seed: int, n: int, scale: float, shrink: float) -> None:
+    sizes = 0.5 + rng(seed).random(n)
+    z = relative(scale * sizes * shrink ** np.arange(n), 8)
+    assert np.isfinite(z).all()
+    if shrink == 0.95 and n > 40:
+        assert 0.3 < np.median(z[:20]) / np.median(z[-20:]) < 3.0, "8 as they are"
+    if shrink == 1.0:
+        np.testing.assert_allclose(z, relative(sizes, 8), rtol=1e-9)
+
+
+def test_gains_that_shrink_as_training_goes_on_still_say_where_it_is_good() -> None:
+    steps = [
+        Step(step.time, step.point, step.previous, step.gain * 0.6**step.time)
+        for step in history(LINE, lambda config: 0.3 + peak_at(0.3)(config), 48)
+    ]
+    found = suggest(LINE, steps, Where(12.0, 5.0), [], {"x": 0.9}, rng(0))
+    assert found["x"] == pytest.approx(0.3, abs=0.1)
 
 
 def test_one_run_that_diverged_does_not_hide_what_the_others_say() -> None:

@@ -88,8 +88,8 @@ SETTINGS: dict[str, SchedulingPolicy] = {
     "pbt synch tournament": PopulationBasedTraining(
         perturbation_interval=4, exploit="binary_tournament", synch=True, hyperparam_mutations=MUTATIONS
     ),
-    "pb2": PB2(perturbation_interval=10, hyperparam_bounds={"lr": [1e-4, 1.0], "width": choice([8, 16, 32])}),
-    "pb2 synch": PB2(perturbation_interval=15, synch=True, hyperparam_bounds={"lr": loguniform(1e-4, 1.0)}),
+    "pb2": PB2(perturbation_interval=4, hyperparam_bounds={"lr": [1e-4, 1.0], "width": choice([8, 16, 32])}),
+    "pb2 synch": PB2(perturbation_interval=5, synch=True, hyperparam_bounds={"lr": loguniform(1e-4, 1.0)}),
     "resource changing": ResourceChangingScheduler(),
     "resource changing asha": ResourceChangingScheduler(AsyncHyperBandScheduler(max_t=9, reduction_factor=3)),
     "pbt replay": PopulationBasedTrainingReplay(schedule=[(0, CONFIG), (4, {**CONFIG, "lr": 0.2}), (9, CONFIG)]),

@@ -792,6 +792,18 @@ def test_a_trial_that_never_saves_is_never_a_source(variant: str) -> None:
     assert not world.checkpoints
 
 
+def test_intervals_of_another_measure_of_progress() -> None:
+    """A step takes 2.5 of them: members have a turn at the first report at or beyond each tenth."""
+    policy = pbt(time_attr="samples", perturbation_interval=10, quantile_fraction=0.5, hyperparam_mutations=INSIDE)
+    _, rows, world = run(policy, bowl(level=lambda trial, step, metrics: 2.5 * step))
+    began = {lease.trial.id: lease.checkpoint for lease, _ in reversed(world.leases)}
+    forks = [row for row in rows if isinstance(row, Fork)]
+    assert {(began[fork.trial], fork.until) for fork in forks} <= {
+        (step, 5 * step // 2 + 10) for step in range(4, 25, 4)
+    }
+    assert len({began[fork.trial] for fork in forks}) >= 3
+
+
 def test_explored_configurations_lead_somewhere() -> None:
     """The population gathers where it is good: what members end with is nearer to it than what they began with."""
     better = 0
@@ -895,13 +907,14 @@ def climb(policy: SchedulingPolicy, seed: int) -> float:
 def test_the_papers_toy(synch: bool) -> None:
     """A grid leaves one of the weights where it began, PBT comes to the top (Jaderberg et al. 2017, figure 2).
 
-    A population of two, with a turn every 4 of 200 steps; all else, probabilities and factors, are the defaults. (In a
-    tournament these two would for ever be equals.)
+    A population of two, with a turn every 2 of 200 steps; all else, probabilities and factors, are the defaults. Chosen
+    on other seeds, 1000 to 1199, and confirmed on 5000 to 5399: there 400 of 400 came to 1.19, with and without synch.
+    (Every 4 steps without synch, 195 of 200 do. In a tournament these two would for ever be equals.)
     """
     assert climb(FIFOScheduler(), 0) < 0.5
     policy = PopulationBasedTraining(
         time_attr="training_iteration",
-        perturbation_interval=4,
+        perturbation_interval=2,
         hyperparam_mutations={"h0": uniform(0.0, 1.0), "h1": uniform(0.0, 1.0)},
         synch=synch,
     )
