@@ -18,6 +18,7 @@ from raytuner.trial import Lease, Metrics, Reports
 
 _BACKLOG = 10_000  # reports that may wait to be sent before `report` blocks
 _BATCH = 5_000  # reports that are sent together at most
+_MUCH = 250  # reports that wait for no more
 _LINGER_S = 0.05  # how long reports, for which nobody waits, wait for more: so that a driver may have many actors
 _ENDS_LINGER_S = 0.004  # and ends that are not urgent: else those who give out leases could not keep up
 
@@ -142,7 +143,7 @@ class Outbox:
         """Put down a report; waits while too many have not been sent."""
         self._items.append(said)
         waiting = len(self._items)
-        if self._idle or waiting == _BATCH:
+        if self._idle or waiting == _MUCH:
             self._awake.set()
         if waiting >= _BACKLOG:
             with self._room:
@@ -190,7 +191,7 @@ class Outbox:
         """Wait for more, until there is much, or something that should not wait."""
         soon = self._soon
         self._awake.clear()
-        if self._items and not self._urgent and self._soon == soon and len(self._items) < _BATCH:
+        if self._items and not self._urgent and self._soon == soon and len(self._items) < _MUCH:
             self._awake.wait(seconds)
 
 

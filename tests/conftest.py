@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+CHAOS_CASES = int(os.environ.get("CHAOS_CASES", "10000"))
+"""How many cases `make chaos` tries for each scheduler; the length of all else there goes by it."""
 
 settings.register_profile(
     "quick",
@@ -15,7 +19,7 @@ settings.register_profile(
     max_examples=60,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-settings.register_profile("chaos", settings.get_profile("quick"), derandomize=False, max_examples=400)
+settings.register_profile("chaos", settings.get_profile("quick"), derandomize=False, max_examples=CHAOS_CASES // 25)
 settings.load_profile("quick")
 
 

@@ -19,6 +19,7 @@ from raytuner.executors.simulate import World
 from raytuner.models import time_varying_bandit
 from raytuner.schedulers import AsyncHyperBandScheduler, HyperBandScheduler
 from raytuner.searchers import GridSearch, RandomSearch
+from tests.conftest import CHAOS_CASES
 from tests.lives import GRID, SPACE, Case, Checks, Died, Fate, Life, fate, live_through
 from tests.schedulers.test_contract import SETTINGS, any_model
 from tests.searchers.test_contract import SEARCHERS_UNDER_TEST
@@ -50,6 +51,9 @@ VARIANTS = {
         "pbt half",
         "pbt tournament",
         "pbt synch tournament",
+        "pbt synch",
+        "pbt replay",
+        "pb2",
         "pb2 synch",
         "resource changing",
         "resource changing asha",
@@ -83,7 +87,7 @@ def test_many_interrupted_studies(searcher: str, scheduler: str, seed: int, fast
     chance = random.Random(f"{searcher} {scheduler} {seed}")
     fate.rng.seed(seed)
     case = replace(case, seed=seed, slots=chance.randint(1, 16), trials=chance.randint(1, 40))
-    check(case, fast_path, fate, DEATHS)
+    check(case, fast_path, fate, min(DEATHS, CHAOS_CASES // 25))
 
 
 @pytest.mark.usefixtures("the_model")

@@ -6,7 +6,6 @@ A new scheduler is one line in `SETTINGS`.
 
 from __future__ import annotations
 
-import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +36,7 @@ from raytuner.schedulers.rungs import brackets
 from raytuner.space import choice, loguniform, uniform
 from raytuner.spelling import make, spell
 from raytuner.trial import END, Config, Failure, Observation, Why
+from tests.conftest import CHAOS_CASES
 
 CONFIG = {"lr": 0.01, "width": 16, "optimizer": {"name": "sgd", "momentum": 0.5}}
 MUTATIONS = {  # of a space such as that of `tests.lives`
@@ -492,17 +492,13 @@ def disturb(world: World, trial: int, chance: random.Random) -> None:
             world.lacking += 1
 
 
-CASES = int(os.environ.get("CHAOS_CASES", "10000"))
-"""How many cases `make chaos` tries for each scheduler."""
-
-
 @pytest.mark.chaos
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("scheduler", sorted({type(policy).__name__ for policy in SETTINGS.values()}))
 def test_many_cases(scheduler: str, capsys: pytest.CaptureFixture[str]) -> None:
     """So many cases of each scheduler, over all its settings: a quarter of them step by step, the others whole runs."""
     own = [name for name, policy in SETTINGS.items() if type(policy).__name__ == scheduler]
-    each = -(-CASES // (4 * len(own)))
+    each = -(-CHAOS_CASES // (4 * len(own)))
     ran = Counter[str]()
     for name in own:
         policy = SETTINGS[name]
@@ -518,7 +514,7 @@ def test_many_cases(scheduler: str, capsys: pytest.CaptureFixture[str]) -> None:
         whole_runs()
     with capsys.disabled():
         print(f" {ran.total():,} cases of {scheduler} in {len(own)} settings: {dict(ran)}", flush=True)
-    assert ran.total() >= CASES
+    assert ran.total() >= CHAOS_CASES
 
 
 @pytest.mark.parametrize("name", SETTINGS)
