@@ -212,8 +212,10 @@ class Tuner:
         self._run = run_config or RunConfig()
         config = tune_config or TuneConfig()
         self._scheduler = config.scheduler or FIFOScheduler()
+        if param_space is None or isinstance(param_space, Mapping):
+            param_space = completed(param_space or {}, getattr(self._scheduler, "mutations", {}))
         if not isinstance(param_space, Space):
-            param_space = Space(completed(param_space or {}, getattr(self._scheduler, "mutations", {})))
+            param_space = Space(param_space)
         self._space = param_space
         self._work = Work(self._train, bound.parameters, self._space.objects)
         self._searcher = config.search_alg or (GridSearch() if self._space.has_grid else RandomSearch())

@@ -223,9 +223,9 @@ def test_a_study_folder_of_another_space(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"format": 2, "name": "study"}, " has format 2; this version of raytuner reads format 1"),
-        ({"name": "study"}, " has format None; this version of raytuner reads format 1"),
-        ([1, 2], " has format None; this version of raytuner reads format 1"),
+        ({"format": 3, "name": "study"}, " has format 3; this version of raytuner reads formats 1 to 2"),
+        ({"name": "study"}, " has format None; this version of raytuner reads formats 1 to 2"),
+        ([1, 2], " has format None; this version of raytuner reads formats 1 to 2"),
         ("{", " is damaged: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
     ],
 )

@@ -55,7 +55,9 @@ from raytuner.searchers import RandomSearch
 from raytuner.space import Space, uniform
 from raytuner.study import Study
 from raytuner.trial import END, LEGAL, Failure, Lease, Observation, Report, State, Why
-from tests.schedulers.test_contract import SETTINGS
+from tests.schedulers.test_contract import SETTINGS, any_model
+
+__all__ = ["any_model"]  # a fixture
 
 
 @dataclass(frozen=True)

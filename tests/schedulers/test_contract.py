@@ -492,6 +492,16 @@ def disturb(world: World, trial: int, chance: random.Random) -> None:
             world.lacking += 1
 
 
+def whole_runs(policy: SchedulingPolicy, many: settings, ran: Counter[str]) -> None:
+    @given(**SIZES, trials=st.integers(1, 60), trouble=TROUBLE)
+    @many
+    def run_of(**case: Any) -> None:
+        ran["whole runs"] += 1
+        run(policy, **case)
+
+    run_of()
+
+
 @pytest.mark.chaos
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("scheduler", sorted({type(policy).__name__ for policy in SETTINGS.values()}))
@@ -504,14 +514,7 @@ def test_many_cases(scheduler: str, capsys: pytest.CaptureFixture[str]) -> None:
         policy = SETTINGS[name]
         many = settings(settings.get_profile("chaos"), max_examples=each, deadline=None)
         run_state_machine_as_test(machine(policy, ran), settings=many)
-
-        @given(**SIZES, trials=st.integers(1, 60), trouble=TROUBLE)
-        @settings(many, max_examples=3 * each)
-        def whole_runs(policy: SchedulingPolicy = policy, **case: Any) -> None:
-            ran["whole runs"] += 1
-            run(policy, **case)
-
-        whole_runs()
+        whole_runs(policy, settings(many, max_examples=3 * each), ran)
     with capsys.disabled():
         print(f" {ran.total():,} cases of {scheduler} in {len(own)} settings: {dict(ran)}", flush=True)
     assert ran.total() >= CHAOS_CASES
