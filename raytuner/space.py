@@ -267,6 +267,21 @@ class Space:
             _call(config, later, self.objects, seed)
         return config
 
+    def snap(self, points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Where configurations decoded at points (m, d) would be encoded, and what is active there; (m, d) each.
+
+        The same as `encode_many` of `decode` but for rounding, for all at once, and no `sample_from` is called.
+        """
+        X = np.clip(points, 0.0, 1.0)
+        active = np.ones(X.shape, dtype=np.bool_)
+        for j, param in enumerate(self.params):  # a choice comes before what is inside its branches
+            X[:, j] = param.domain.snap(X[:, j])
+            if param.condition is not None:
+                of, branch = param.condition
+                active[:, j] = active[:, of] & (np.floor(X[:, of] * self.categories[of]) == branch)
+        X[~active] = 0.0
+        return X, active
+
     def _build(self, x: list[float]) -> tuple[dict[str, Any], _Later]:
         later: _Later = []
         return self._root.build(x, later), later
@@ -362,6 +377,10 @@ class Numeric(Domain):
     def encode(self, value: float) -> float:
         """The coordinate of a value of this domain; stepped domains decode it to exactly the value."""
 
+    def snap(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The coordinates (m,) of the values at coordinates ``u`` (m,) of [0, 1]."""
+        return u
+
     @abstractmethod
     def contains(self, value: object) -> bool:
         """Whether it is a plain number of this domain. A float domain takes an int, an integer domain no float."""
@@ -443,6 +462,15 @@ class Steps:
             return (math.log(k) - low) / (high - low)
         return (k - self.first + 0.5) / (self.last - self.first + 1)
 
+    def snap(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self.log:
+            low, high = math.log(self.first - 0.5), math.log(self.last + 0.5)
+            k = np.clip(np.floor(np.exp((1 - u) * low + u * high) + 0.5), self.first, self.last)
+            snapped: NDArray[np.float64] = (np.log(k) - low) / (high - low)
+            return snapped
+        count = self.last - self.first + 1
+        return (np.minimum(np.floor(u * count), count - 1) + 0.5) / count
+
 
 @dataclass(frozen=True, slots=True)
 class Integer(Numeric):
@@ -458,6 +486,9 @@ class Integer(Numeric):
 
     def encode(self, value: float) -> float:
         return self.steps.encode(int(value) // self.q)
+
+    def snap(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self.steps.snap(u)
 
     def contains(self, value: object) -> bool:
         if type(value) is not int:
@@ -489,6 +520,9 @@ class Quantized(Numeric):
 
     def encode(self, value: float) -> float:
         return self.steps.encode(_nearest(value, self.q))
+
+    def snap(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self.steps.snap(u)
 
     def contains(self, value: object) -> bool:
         return _is_multiple(value, self.q) and self.steps.first <= _nearest(value, self.q) <= self.steps.last
@@ -542,6 +576,9 @@ class QuantizedNormal(Numeric):
     def encode(self, value: float) -> float:
         return Normal(self.mean, self.sd).encode(value)
 
+    def snap(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.array([self.encode(self.decode(each)) for each in u.tolist()])
+
     def contains(self, value: object) -> bool:
         return _is_multiple(value, self.q)
 
@@ -570,6 +607,11 @@ class Choice(Domain):
     def coordinate(self, option: int) -> float:
         """The middle of an option's coordinates."""
         return (option + 0.5) / len(self.options)
+
+    def snap(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The coordinates (m,) of the options at coordinates ``u`` (m,) of [0, 1]."""
+        r = len(self.options)
+        return (np.minimum(np.floor(u * r), r - 1) + 0.5) / r
 
     def place(self, plan: _Plan, path: tuple[str, ...], condition: tuple[int, int] | None, name: str) -> _Node:
         where = "/".join(path)

@@ -1,179 +1,86 @@
-"""BOHB's model: the configuration to try next, from kernel densities of the good and the bad ones.
+"""BOHB: a model that says what to try next, for schedulers that try many configurations a little.
 
-Falkner, Klein & Hutter 2018, "BOHB: Robust and Efficient Hyperparameter Optimization at Scale" (arXiv:1807.01774),
-algorithm 2 and equations 2 and 3 (what l and g are, and how many outcomes each has). The other half of BOHB is
-`raytuner.schedulers.HyperBandScheduler`; any scheduler does, the searcher only sees which rung an outcome belongs to.
-
-    with probability random_fraction, or while there is no model: a random configuration
-    else, at the highest rung b with N_b >= N_min + 2 outcomes:
-        N_good = max(N_min, q N_b),  N_bad = max(N_min, N_b - N_good)
-        l, g = densities of the N_good best and of the N_bad worst: they overlap while N_b < 2 N_min
-        draw num_samples candidates from l with its bandwidths times bandwidth_factor; the one with the largest l / g
-
-Where the paper is silent: failures are outcomes, worse than every value, as in hpbandster; a rung where all failed
-has no model; ties are broken by trial number, so that a model does not depend on the order of arrival; the first
-outcome of a trial at a rung counts, later ones do not; a configuration from outside the space (a fork's, perturbed
-beyond a bound) has no place in the cube and is passed over. Differences from hpbandster are stated in
-`raytuner.models.parzen`; also, hpbandster cuts the bad ones off where they would overlap with the good ones, and
-widens only numeric bandwidths.
-
-Candidates are compared at the points drawn; integers and quantised floats are rounded afterwards, as in hpbandster.
-
-What it does not do: it does not look at what is pending, and in a small discrete space it may propose the same
-configuration twice; both as in the paper.
+Two models, one name, as the published method's half that searches: ``model="joint"``, a Gaussian process over
+configurations and rungs (`raytuner.searchers.joint`), and ``model="kde"``, the kernel densities of Falkner, Klein &
+Hutter 2018 (`raytuner.searchers.kde`). The other half is `raytuner.schedulers.HyperBandScheduler`; any scheduler does,
+a searcher only sees which rung an outcome belongs to.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
-
-from raytuner.actions import Answer, Proposal
-from raytuner.models.parzen import LEAST_BANDWIDTH, Bools, Floats, Parzen
+from raytuner.models.multi_fidelity import Values
+from raytuner.models.parzen import LEAST_BANDWIDTH
+from raytuner.protocols import Searcher
+from raytuner.searchers.joint import JointSearcher
+from raytuner.searchers.kde import KDESearcher
 from raytuner.space import Space
-from raytuner.trial import Observation, Pending
 
 
 @dataclass(frozen=True, slots=True)
 class BOHB:
-    """``search_alg=BOHB()``. Names and defaults are those of hpbandster and of Ray Tune's TuneBOHB.
+    """``search_alg=BOHB()``. Names and defaults of ``model="kde"`` are those of hpbandster and of Ray Tune's TuneBOHB.
 
-    min_points_in_model: N_min; None: one more than the space has dimensions.
-    top_n_percent: q, the share of outcomes that is good.
-    num_samples: how many candidates are compared for a proposal.
-    random_fraction: share of proposals that are random, for ever.
-    bandwidth_factor: how much wider than the model its candidates are drawn.
-    min_bandwidth: the least width of a kernel, where 1 is the width of a parameter's range.
+    model: "joint" or "kde".
+    random_fraction: share of proposals that are random, for ever; None: 0.05, with "kde" 1/3.
+    min_points_in_model: how much is tried before the model is asked. None: with "joint" one more than the space has
+        dimensions, at least 6; with "kde" that is N_min, one more than the space has dimensions.
+    values: of "joint", how values are modelled: "log", "standard" or "rank" (`raytuner.models.multi_fidelity`).
+    top_n_percent: of "kde": q, the share of outcomes that is good.
+    num_samples: of "kde": how many candidates are compared for a proposal.
+    bandwidth_factor: of "kde": how much wider than the model its candidates are drawn.
+    min_bandwidth: of "kde": the least width of a kernel, where 1 is the width of a parameter's range.
     """
 
+    model: Literal["joint", "kde"] = "joint"
+    random_fraction: float | None = None
     min_points_in_model: int | None = None
+    values: Values = "log"
     top_n_percent: float = 15
     num_samples: int = 64
-    random_fraction: float = 1 / 3
     bandwidth_factor: float = 3
     min_bandwidth: float = 1e-3
 
     def __post_init__(self) -> None:
+        if self.model not in ("joint", "kde"):
+            raise ValueError(f"model must be 'joint' or 'kde': got {self.model!r}")
+        if self.values not in ("log", "standard", "rank"):
+            raise ValueError(f"values must be 'log', 'standard' or 'rank': got {self.values!r}")
         if self.min_points_in_model is not None and self.min_points_in_model < 1:
             raise ValueError(f"min_points_in_model must be None or at least 1: got {self.min_points_in_model}")
         if not 0 < self.top_n_percent < 100:
             raise ValueError(f"top_n_percent must be between 0 and 100: got {self.top_n_percent}")
         if self.num_samples < 1:
             raise ValueError(f"num_samples must be at least 1: got {self.num_samples}")
-        if not 0 <= self.random_fraction <= 1:
+        if self.random_fraction is not None and not 0 <= self.random_fraction <= 1:
             raise ValueError(f"random_fraction must be in [0, 1]: got {self.random_fraction}")
         if not 0 < self.bandwidth_factor < math.inf:
             raise ValueError(f"bandwidth_factor must be positive: got {self.bandwidth_factor}")
         if not LEAST_BANDWIDTH <= self.min_bandwidth <= 1:
             raise ValueError(f"min_bandwidth must be in [{LEAST_BANDWIDTH}, 1]: got {self.min_bandwidth}")
+        kde = {"top_n_percent": 15, "num_samples": 64, "bandwidth_factor": 3, "min_bandwidth": 1e-3}
+        others = kde if self.model == "joint" else {"values": "log"}
+        for name, default in others.items():
+            if getattr(self, name) != default:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but model={self.model!r} has no use for it")
 
-    def build(self, space: Space, seed: int) -> BOHBSearcher:
+    def build(self, space: Space, seed: int) -> Searcher:
         if space.has_grid:
             raise ValueError("BOHB() has no use for grid_search(...): write choice(...) there, or use GridSearch()")
-        return BOHBSearcher(self, space, seed)
-
-
-class BOHBSearcher:
-    """The machine of `BOHB`."""
-
-    def __init__(self, settings: BOHB, space: Space, seed: int) -> None:
-        self._settings = settings
-        self._space = space
-        self._seed = seed
-        least = settings.min_points_in_model
-        self._least = len(space) + 1 if least is None else least  # N_min
-        self._rungs: dict[int, _Rung] = {}  # by `until`
-
-    def ask(self, trial: int, until: int, pending: Sequence[Pending]) -> Answer:
-        rng = np.random.default_rng([self._seed, trial])
-        rung = self._highest_rung()
-        if rng.random() < self._settings.random_fraction or rung is None:
-            return Proposal(self._space.sample(rng), {"origin": "random"})
-
-        outcomes = self._rungs[rung]
-        if outcomes.model is None:
-            outcomes.model = self._fit(outcomes)
-        good, bad = outcomes.model
-        drawn = good.sample(rng, self._settings.num_samples, self._settings.bandwidth_factor)  # (num_samples, d)
-        active = active_at(self._space, drawn)
-        log_ratio = good.log_density(drawn, active) - bad.log_density(drawn, active)  # log l / g, (num_samples,)
-        best = int(log_ratio.argmax())
-        note = {
-            "origin": "model",
-            "rung": rung,
-            "good": len(good.points),
-            "bad": len(bad.points),
-            "log_ratio": float(log_ratio[best]),
-        }
-        return Proposal(self._space.decode(drawn[best]), note)
-
-    def tell(self, seen: Observation) -> None:
-        value = math.inf if seen.value is None or math.isnan(seen.value) else seen.value
-        if not self._space.contains(seen.config):
-            return
-        point, active = self._space.encode(seen.config)
-        self._rungs.setdefault(seen.until, _Rung()).add(seen.trial, value, point, active)
-
-    def recall(self, trial: int, until: int, pending: Sequence[Pending], answer: Answer) -> None:
-        """Nothing: an `ask` leaves no trace. Models are functions of what was told; kept ones only save time."""
-
-    def _highest_rung(self) -> int | None:
-        """The rung to model, None while no rung has enough outcomes."""
-        enough = [
-            until
-            for until, rung in self._rungs.items()
-            if len(rung.values) >= self._least + 2 and min(rung.values.values()) < math.inf
-        ]
-        return max(enough, default=None)
-
-    def _fit(self, rung: _Rung) -> tuple[Parzen, Parzen]:
-        """The densities l and g of a rung's good and bad outcomes."""
-        order = np.lexsort((list(rung.values), list(rung.values.values())))  # best first, by value and then by trial
-        n_good, n_bad = split(len(order), self._least, self._settings.top_n_percent)
-        shape = (len(order), len(self._space))  # (N_b, d)
-        points, active = np.concatenate(rung.points).reshape(shape), np.concatenate(rung.active).reshape(shape)
-        good, bad = (
-            Parzen.fit(points[rows], active[rows], self._space.categories, self._settings.min_bandwidth)
-            for rows in (order[:n_good], order[-n_bad:])
+        least = self.min_points_in_model
+        if self.model == "joint":
+            fraction = 0.05 if self.random_fraction is None else self.random_fraction
+            return JointSearcher(space, seed, max(6, len(space) + 1) if least is None else least, fraction, self.values)
+        return KDESearcher(
+            space,
+            seed,
+            least=len(space) + 1 if least is None else least,
+            top_n_percent=self.top_n_percent,
+            num_samples=self.num_samples,
+            random_fraction=1 / 3 if self.random_fraction is None else self.random_fraction,
+            bandwidth_factor=self.bandwidth_factor,
+            min_bandwidth=self.min_bandwidth,
         )
-        return good, bad
-
-
-def split(n: int, least: int, top_n_percent: float) -> tuple[int, int]:
-    """How many of ``n`` outcomes are good and how many are bad (N_b,l and N_b,g in the paper), at least ``least``."""
-    good = max(least, int(top_n_percent * n // 100))
-    return good, max(least, n - good)
-
-
-def active_at(space: Space, points: Floats) -> Bools:
-    """Which coordinates of ``points`` (m, d) the configurations there have; (m, d).
-
-    Not by decoding all candidates: that would call the user's `sample_from` functions for each of them.
-    """
-    active = np.ones(points.shape, dtype=np.bool_)
-    for j, param in enumerate(space.params):  # a choice comes before what is inside its branches
-        if param.condition is not None:
-            of, branch = param.condition
-            active[:, j] = active[:, of] & (np.floor(points[:, of] * space.categories[of]) == branch)
-    return active
-
-
-@dataclass(slots=True)
-class _Rung:
-    """The outcomes at one rung, one per trial, and their model while it is up to date."""
-
-    values: dict[int, float] = field(default_factory=dict)  # by trial; inf: failed
-    points: list[Floats] = field(default_factory=list)  # each (d,), in the order of `values`
-    active: list[Bools] = field(default_factory=list)  # each (d,)
-    model: tuple[Parzen, Parzen] | None = None
-
-    def add(self, trial: int, value: float, point: Floats, active: Bools) -> None:
-        if trial in self.values:
-            return
-        self.values[trial] = value
-        self.points.append(point)
-        self.active.append(active)
-        self.model = None

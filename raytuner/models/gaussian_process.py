@@ -3,7 +3,7 @@
 Rasmussen & Williams 2006, "Gaussian Processes for Machine Learning": algorithm 2.1 (posterior and log marginal
 likelihood) and equation 5.9 (its gradient). With targets standardised to mean 0 and deviation 1,
 
-    y_i = f(x_i) + e_i,   f ~ GP(0, s^2 k),   e_i ~ N(0, v)
+    y_i = f(x_i) + e_i,   f ~ GP(0, s^2 k),   e_i ~ N(0, v), or v growing along a column of the inputs
 
 Kernels k are correlations, k(x, x) = 1, and each reads its own columns of the inputs:
 
@@ -22,7 +22,7 @@ Unlike in `raytuner.models.parzen`, LAPACK cannot be avoided here: last digits d
 """
 
 # Notation, here and in the tests:
-#   n          data              m   queries          D   columns of inputs          p   parameters of a kernel
+#   n          data         m   queries        D   columns of inputs      p, q   parameters of a kernel, of the noise
 #   X (n, D)   inputs of data    Z (m, D)   queries   y (n,)   targets
 #   theta (p,) a kernel's parameters, on the scale of their priors
 #   K (n, n)   covariance of the targets, noise included        L (n, n)   its lower Cholesky factor
@@ -70,17 +70,22 @@ class Kernel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Matern:
-    """Matern 5/2 with a length scale l_j for each of ``columns``; theta is log l. No columns: 1 everywhere."""
+    """Matern 5/2 with a length scale l_j for each of ``columns``; theta is log l. No columns: 1 everywhere.
+
+    ``groups``: the number of each column's length scale, from 0, where columns share one (those of a categorical).
+    """
 
     columns: tuple[int, ...]
     scale: Prior = Prior(math.log(0.5), 1.0)
+    groups: tuple[int, ...] | None = None
 
     @property
     def priors(self) -> tuple[Prior, ...]:
-        return (self.scale,) * len(self.columns)
+        return (self.scale,) * (len(self.columns) if self.groups is None else max(self.groups, default=-1) + 1)
 
     def at(self, theta: Floats, Z: Floats, X: Floats) -> tuple[Floats, Pull]:
-        a, b = (points[:, self.columns] / np.exp(theta) for points in (Z, X))  # (m, p), (n, p)
+        lengths = np.exp(theta if self.groups is None else theta[list(self.groups)])
+        a, b = (points[:, self.columns] / lengths for points in (Z, X))  # (m, c), (n, c)
         a2, b2 = a * a, b * b
         # |a - b|^2 by a matrix product: the kernel is flat in r^2 where cancellation would hurt.
         r = a @ b.T  # (m, n); memory is what takes the time here, hence in place
@@ -96,9 +101,19 @@ class Matern:
             # dk / dr^2 = -5/6 (1 + sqrt(5) r) exp(-sqrt(5) r), and dr^2 / d log l_j = -2 (a_j - b_j)^2
             F = G * (1.0 + r) * decay
             slopes: Floats = F.sum(axis=1) @ a2 + F.sum(axis=0) @ b2 - 2.0 * (a * (F @ b)).sum(axis=0)
+            if self.groups is not None:
+                slopes = np.asarray(np.bincount(self.groups, slopes, len(theta)), dtype=np.float64)
             return (5.0 / 3.0) * slopes
 
         return k, pull
+
+    def slope(self, theta: Floats, z: Floats, X: Floats) -> Floats:
+        """The derivatives of the correlations of one query ``z`` (D,) with respect to its columns (c,); (n, c)."""
+        lengths = np.exp(theta if self.groups is None else theta[list(self.groups)])
+        apart = (z[list(self.columns)] - X[:, self.columns]) / lengths  # (n, c)
+        r = math.sqrt(5.0) * np.sqrt(np.einsum("nc,nc->n", apart, apart))
+        slope: Floats = (-5.0 / 3.0) * ((1.0 + r) * np.exp(-r))[:, None] * apart / lengths
+        return slope
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,41 +202,89 @@ NOISE = Prior(math.log(1e-2), 2.0)
 
 
 @dataclass(frozen=True, slots=True)
+class Noise:
+    """Of variance v, or of v exp(g u), where u, 0 or more, is one ``column`` of the inputs. theta: log v, and g.
+
+    ``growth``: of g.
+    """
+
+    level: Prior = NOISE
+    column: int | None = None
+    growth: Prior = Prior(0.3, 0.5)
+
+    @property
+    def priors(self) -> tuple[Prior, ...]:
+        return (self.level,) if self.column is None else (self.level, self.growth)
+
+    def at(self, theta: Floats, X: Floats) -> tuple[Floats, Floats]:
+        """The variances (n,), and the derivatives (q, n) of their logarithms with respect to theta (q,)."""
+        ones = np.ones(len(X))
+        if self.column is None:
+            return ones * math.exp(theta[0]), ones[None]
+        slopes = np.stack([ones, X[:, self.column]])
+        return np.exp(theta @ slopes), slopes
+
+
+HOMOSCEDASTIC = Noise()
+
+
+@dataclass(frozen=True, slots=True)
 class GaussianProcess:
     """A posterior. Made by `fit` or `of`.
 
-    ``theta``: log s^2, log v, then the kernel's. ``centre``, ``scale``: what the targets were standardised by.
+    ``theta``: log s^2, the noise's, then the kernel's. ``centre``, ``scale``: what the targets were standardised by.
     """
 
     kernel: Kernel
-    theta: Floats  # (2 + p,)
+    theta: Floats  # (1 + q + p,)
     inputs: Floats  # X (n, D)
     factor: Floats  # L (n, n)
     alpha: Floats  # (n,)
     centre: float
     scale: float
+    noise: Noise = HOMOSCEDASTIC
 
     @classmethod
-    def fit(cls, kernel: Kernel, inputs: Floats, targets: Floats) -> Self:
+    def fit(cls, kernel: Kernel, inputs: Floats, targets: Floats, noise: Noise = HOMOSCEDASTIC) -> Self:
         """The posterior of ``targets`` (n,) at ``inputs`` (n, D), n at least 1, with the likeliest parameters."""
-        return cls.of(kernel, likeliest(kernel, inputs, targets), inputs, targets)
+        return cls.of(kernel, likeliest(kernel, inputs, targets, noise), inputs, targets, noise)
 
     @classmethod
-    def of(cls, kernel: Kernel, theta: Floats, inputs: Floats, targets: Floats) -> Self:
+    def of(cls, kernel: Kernel, theta: Floats, inputs: Floats, targets: Floats, noise: Noise = HOMOSCEDASTIC) -> Self:
         """The posterior with given parameters."""
-        _check(kernel, theta, inputs, targets)
+        _check(kernel, noise, theta, inputs, targets)
         y, centre, scale = standardised(targets)
-        K, _ = _covariance(kernel, theta, inputs)
-        L = _factor(K)
-        return cls(kernel, theta, inputs, L, _solved(L, y), centre, scale)
+        L = _factor(_covariance(kernel, noise, theta, inputs)[0])
+        return cls(kernel, theta, inputs, L, _solved(L, y), centre, scale, noise)
+
+    @property
+    def signal(self) -> float:
+        """s^2, the variance of f where nothing is known; like all below, of standardised targets."""
+        return math.exp(self.theta[0])
+
+    def noise_at(self, inputs: Floats) -> float:
+        """The variance of the noise at one input (1, D)."""
+        return float(self.noise.at(self.theta[1 : 1 + len(self.noise.priors)], inputs)[0][0])
+
+    def between(self, queries: Floats, others: Floats) -> Floats:
+        """Covariances (m, n) of f at ``queries`` (m, D) with f at ``others`` (n, D), before any data."""
+        own = self.theta[1 + len(self.noise.priors) :]
+        return self.signal * self.kernel.at(own, queries, others)[0]
+
+    def covariances(self, queries: Floats) -> Floats:
+        """The same with f at the data."""
+        return self.between(queries, self.inputs)
+
+    def mean(self, queries: Floats) -> Floats:
+        """Mean of f at ``queries`` (m, D); (m,), in the targets' unit."""
+        return self.centre + self.scale * (self.covariances(queries) @ self.alpha)
 
     def predict(self, queries: Floats) -> tuple[Floats, Floats]:
         """Mean and standard deviation of f, without noise, at ``queries`` (m, D); (m,) each, in the targets' unit."""
         _check_queries(queries, self.inputs.shape[1])
-        s2 = math.exp(self.theta[0])
-        k = s2 * self.kernel.at(self.theta[2:], queries, self.inputs)[0]  # (m, n)
+        k = self.covariances(queries)  # (m, n)
         v = solve_triangular(self.factor, k.T, lower=True, check_finite=False)  # (n, m)
-        variance = np.maximum(s2 - np.einsum("nm,nm->m", v, v), 0.0)  # below 0 by rounding only
+        variance = np.maximum(self.signal - np.einsum("nm,nm->m", v, v), 0.0)  # below 0 by rounding only
         return self.centre + self.scale * (k @ self.alpha), self.scale * np.sqrt(variance)
 
     def given(self, pending: Floats) -> Self:
@@ -231,21 +294,21 @@ class GaussianProcess:
         """
         _check_queries(pending, self.inputs.shape[1])
         inputs = np.concatenate([self.inputs, pending])
-        L = _factor(_covariance(self.kernel, self.theta, inputs)[0])
+        L = _factor(_covariance(self.kernel, self.noise, self.theta, inputs)[0])
         # Targets as predicted, K_qn alpha, are what (alpha, 0) solves the enlarged system for.
         alpha = np.concatenate([self.alpha, np.zeros(len(pending))])
-        return type(self)(self.kernel, self.theta, inputs, L, alpha, self.centre, self.scale)
+        return type(self)(self.kernel, self.theta, inputs, L, alpha, self.centre, self.scale, self.noise)
 
 
-def likeliest(kernel: Kernel, inputs: Floats, targets: Floats) -> Floats:
-    """The parameters (2 + p,) at the maximum of marginal likelihood times prior, from the prior's means uphill."""
-    priors = (VARIANCE, NOISE, *kernel.priors)
+def likeliest(kernel: Kernel, inputs: Floats, targets: Floats, noise: Noise = HOMOSCEDASTIC) -> Floats:
+    """The parameters (1 + q + p,) at the maximum of marginal likelihood times prior, from the prior's means uphill."""
+    priors = (VARIANCE, *noise.priors, *kernel.priors)
     mean, sd = np.array([prior.mean for prior in priors]), np.array([prior.sd for prior in priors])
-    _check(kernel, mean, inputs, targets)
+    _check(kernel, noise, mean, inputs, targets)
     y, _, _ = standardised(targets)
 
     def loss(theta: Floats) -> tuple[float, Floats]:
-        value, slope = log_likelihood(kernel, theta, inputs, y)
+        value, slope = log_likelihood(kernel, theta, inputs, y, noise)
         z = (theta - mean) / sd
         return 0.5 * float(z @ z) - value, z / sd - slope
 
@@ -259,17 +322,19 @@ MOST_ITERATIONS = 30
 """Of a fit. They bound its time; from the prior's means it mostly takes 10 to 20."""
 
 
-def log_likelihood(kernel: Kernel, theta: Floats, inputs: Floats, y: Floats) -> tuple[float, Floats]:
-    """Log marginal likelihood of standardised targets ``y`` (n,), and its derivative with respect to theta (2 + p,)."""
-    s2, v = np.exp(theta[:2])
-    K, pull = _covariance(kernel, theta, inputs)
+def log_likelihood(
+    kernel: Kernel, theta: Floats, inputs: Floats, y: Floats, noise: Noise = HOMOSCEDASTIC
+) -> tuple[float, Floats]:
+    """Log marginal likelihood of standardised targets ``y`` (n,), and its derivative with respect to theta."""
+    K, pull = _covariance(kernel, noise, theta, inputs)
     L = _factor(K)
     alpha = _solved(L, y)
     value = -0.5 * float(y @ alpha) - float(np.log(L.diagonal()).sum()) - 0.5 * len(y) * math.log(2.0 * math.pi)
     G = 0.5 * (np.outer(alpha, alpha) - _inverse(L))  # d value / dK, from eq. 5.9
-    noise = v * G.trace()
-    signal = (G * K).sum() - (v + JITTER) * G.trace()
-    return value, np.concatenate([[signal, noise], pull(s2 * G)])
+    v, slopes = noise.at(theta[1 : 1 + len(noise.priors)], inputs)
+    own = G.diagonal() * v
+    signal = (G * K).sum() - own.sum() - JITTER * G.trace()
+    return value, np.concatenate([[signal], slopes @ own, pull(math.exp(theta[0]) * G)])
 
 
 JITTER = 1e-8
@@ -290,12 +355,12 @@ def standardised(targets: Floats) -> tuple[Floats, float, float]:
     return y / deviation, centre * largest, deviation * largest
 
 
-def _covariance(kernel: Kernel, theta: Floats, inputs: Floats) -> tuple[Floats, Pull]:
+def _covariance(kernel: Kernel, noise: Noise, theta: Floats, inputs: Floats) -> tuple[Floats, Pull]:
     """K (n, n), and the kernel's way back from a derivative with respect to its correlations."""
-    s2, v = np.exp(theta[:2])
-    k, pull = kernel.at(theta[2:], inputs, inputs)
-    K = s2 * k
-    K[np.diag_indices_from(K)] += v + JITTER
+    split = 1 + len(noise.priors)
+    k, pull = kernel.at(theta[split:], inputs, inputs)
+    K = math.exp(theta[0]) * k
+    K[np.diag_indices_from(K)] += noise.at(theta[1:split], inputs)[0] + JITTER
     return K, pull
 
 
@@ -327,15 +392,14 @@ def _inverse(L: Floats) -> Floats:
     return inverse
 
 
-def _check(kernel: Kernel, theta: Floats, inputs: Floats, targets: Floats) -> None:
+def _check(kernel: Kernel, noise: Noise, theta: Floats, inputs: Floats, targets: Floats) -> None:
     if inputs.ndim != 2 or len(inputs) == 0 or targets.shape != inputs.shape[:1]:
         raise ValueError(
             f"inputs must have shape (n, D) with n >= 1, and targets (n,): got {inputs.shape} and {targets.shape}"
         )
-    if theta.shape != (2 + len(kernel.priors),):
-        raise ValueError(
-            f"theta must have shape ({2 + len(kernel.priors)},), signal and noise first: got {theta.shape}"
-        )
+    parameters = 1 + len(noise.priors) + len(kernel.priors)
+    if theta.shape != (parameters,):
+        raise ValueError(f"theta must have shape ({parameters},), signal and noise first: got {theta.shape}")
     if not (np.isfinite(inputs).all() and np.isfinite(targets).all()):
         raise ValueError("inputs and targets must be finite numbers")
 

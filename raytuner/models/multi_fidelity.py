@@ -1,0 +1,247 @@
+"""One Gaussian process over configurations and rungs: every outcome speaks for the top rung.
+
+BOHB models one rung and throws the others away. Here all outcomes train one model, in the manner of multi-task Gaussian
+processes (Swersky, Snoek & Adams 2013; Poloczek, Wang & Frazier 2017), with a kernel that is a product,
+
+    k((x, t), (x', t')) = Matern52(x, x') exp(-rate |t - t'|),      t = log_3(until), the number of the rung for eta = 3
+    noise of variance v exp(g (t_top - t)), g mostly positive: a short run says less
+
+with a length scale for each parameter. Options of a categorical parameter are at equal distances, and an inactive
+parameter is at the same distance from each of its values. Parameters by maximum a posteriori (`gaussian_process`),
+fitted from scratch at fixed counts of outcomes: they do not depend on where an optimiser last stood.
+
+What is modelled of a value, lower is better, where trials may diverge and rungs differ in scale:
+
+    aligned      a rung is shifted by the median difference of the trials that were seen there and at the next one,
+                 shrunk by k / (k + 1) for k such trials
+    failed       as the worst value seen
+    winsorised   what is worse than the 80th percentile is put there, then ("log") the distance from the best is taken
+                 in its logarithm, or ("standard") values stay as they are, or ("rank") are replaced by normal scores
+
+Of more than `MOST_DATA` outcomes the best, the newest of the highest rungs and a random choice of the others are used.
+"""
+
+# Notation, here and in the tests:
+#   n          outcomes           m   queries          d   dimensions of the space          D   features
+#   X (n, d)   points, 0 where inactive        A (n, d)   which coordinates are active
+#   t (n,)     rungs              y (n,)   values
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Self
+
+import numpy as np
+from scipy.special import ndtri
+
+from raytuner.models.gaussian_process import (
+    Decay,
+    Floats,
+    GaussianProcess,
+    Matern,
+    Noise,
+    Prior,
+    Product,
+)
+from raytuner.models.parzen import Bools, Ints
+from raytuner.space import Space
+
+Values = Literal["log", "standard", "rank"]
+
+MOST_DATA = 260
+"""More outcomes than these are not used at a time: a fit takes their number to the third power."""
+
+
+# --------------------------------------------------------------------------------------------------- what is known
+
+
+def rung_of(until: int) -> float:
+    """Where a rung stands: its number if rungs grow by a factor of three."""
+    return math.log(until) / math.log(3.0)
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """What trials said at their rungs, in the order in which it was heard; one value per trial and rung."""
+
+    points: list[Floats] = field(default_factory=list)  # each (d,)
+    active: list[Bools] = field(default_factory=list)  # each (d,)
+    untils: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)  # inf: failed
+    trials: list[int] = field(default_factory=list)
+    _rows: dict[int, dict[int, int]] = field(default_factory=dict)  # trial -> until -> row
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def add(self, trial: int, until: int, value: float, point: Floats, active: Bools) -> bool:
+        """Take note of an outcome; whether it was new."""
+        rows = self._rows.setdefault(trial, {})
+        if until in rows:
+            return False
+        rows[until] = len(self.values)
+        self.points.append(point)
+        self.active.append(active)
+        self.untils.append(until)
+        self.values.append(value)
+        self.trials.append(trial)
+        return True
+
+    @property
+    def tried(self) -> int:
+        """How many trials were heard of."""
+        return len(self._rows)
+
+    def has(self, trial: int) -> bool:
+        return trial in self._rows
+
+
+def aligned(trials: Sequence[int], untils: Ints, values: Floats) -> Floats:
+    """Values (n,) of all rungs as if they were of the highest; failed ones, inf, as the worst of the others."""
+    finite = np.isfinite(values)
+    shifted = np.where(finite, values, values[finite].max(initial=-math.inf) if finite.any() else 0.0)
+    rungs = np.unique(untils)
+    at = [dict(zip(np.asarray(trials)[rows], values[rows], strict=True)) for rows in (untils == rung for rung in rungs)]
+    shift = 0.0
+    for place in range(len(rungs) - 2, -1, -1):
+        here, above = at[place], at[place + 1]
+        differences = [above[trial] - value for trial, value in here.items() if trial in above]
+        differences = [difference for difference in differences if math.isfinite(difference)]
+        if differences:
+            shift += float(np.median(differences)) * len(differences) / (len(differences) + 1)
+        shifted[untils == rungs[place]] += shift
+    return shifted
+
+
+def scores(values: Floats, how: Values) -> Floats:
+    """Aligned values (n,) as they are modelled."""
+    if how == "rank":
+        place = np.unique(values, return_inverse=True)[1]
+        counts = np.bincount(place)
+        ranks = np.cumsum(counts) - (counts + 1) / 2.0  # from 0, those of equal values averaged
+        normal: Floats = ndtri((ranks[place] + 0.5) / len(values))
+        return normal
+    low, middle, high = values.min(), np.median(values), np.quantile(values, 0.8)
+    clipped = np.minimum(values, high)
+    if how == "log" and high > low:
+        scale = float(middle - low) or float(high - low)
+        return np.asarray(np.log((clipped - low) / scale + 0.1))
+    return clipped
+
+
+def chosen(y: Floats, t: Floats, most: int, rng: np.random.Generator) -> Ints:
+    """Which of n outcomes are used (at most ``most``), ascending: 60 % the best, 15 % the newest of the highest rungs,
+    and some of the others."""
+    n = len(y)
+    if n <= most:
+        return np.arange(n)
+    best = np.argsort(y - 0.3 * (t - t.max()) * y.std(), kind="stable")[: int(0.6 * most)]
+    newest = np.lexsort((-np.arange(n), -t))[: int(0.15 * most)]
+    sure = np.union1d(best, newest)
+    others = np.setdiff1d(np.arange(n), sure)
+    return np.sort(np.concatenate([sure, rng.choice(others, most - len(sure), replace=False)]))
+
+
+# ------------------------------------------------------------------------------------------------------- the model
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Points of a space as inputs of a kernel: distances are those of the head of this file.
+
+    Parameters of the same name and domain in several branches of a choice are one: what is known of it in one branch
+    speaks for the others. ``column``: of each dimension its first feature. Behind all features stand two more: the
+    rung, and how far up is the top.
+    """
+
+    categories: Ints  # (d,)
+    conditional: Bools  # (d,)
+    parameter: Ints  # (d,), the number of the parameter that a dimension is
+    column: Ints  # (d,)
+    groups: tuple[int, ...]  # (D,), the number of the parameter that a feature is of
+
+    @classmethod
+    def of(cls, space: Space) -> Self:
+        conditional = np.array([param.condition is not None for param in space.params], dtype=np.bool_)
+        numbers: dict[object, int] = {}
+        for param in space.params:
+            numbers.setdefault((param.path, repr(param.domain)), len(numbers))
+        parameter = np.array([numbers[param.path, repr(param.domain)] for param in space.params], dtype=np.int64)
+        first = np.unique(parameter, return_index=True)[1]
+        width = np.where(space.categories > 0, space.categories, 1 + conditional)[first]
+        begins = np.concatenate([[0], np.cumsum(width)]).astype(np.int64)
+        groups = tuple(np.repeat(np.arange(len(width)), width).tolist())
+        return cls(space.categories, conditional, parameter, begins[parameter], groups)
+
+    @property
+    def kernel(self) -> Product:
+        # Distances grow with the number of parameters, and so do the lengths that tell points apart.
+        count = max(self.groups, default=0) + 1
+        lengths = Prior(math.log(0.5) + 0.25 * math.log(max(count, 4) / 4.0), 0.9)
+        columns = tuple(range(len(self.groups)))
+        return Product(Matern(columns, lengths, self.groups), Decay(len(columns), Prior(-math.log(4.0), 1.0)))
+
+    @property
+    def noise(self) -> Noise:
+        return Noise(Prior(math.log(1e-3), 1.5), len(self.groups) + 1, Prior(0.3, 0.5))
+
+    def at(self, points: Floats, active: Bools, t: Floats, top: float) -> Floats:
+        """Inputs (n, D + 2) of points (n, d) at rungs ``t`` (n,)."""
+        inputs = np.zeros((len(points), len(self.groups) + 2))
+        numeric = self.categories == 0
+        inputs[:, self.column[numeric]] = 0.5
+        inputs[:, self.column[numeric & self.conditional] + 1] = 0.35
+        for j, (r, column) in enumerate(zip(self.categories, self.column, strict=True)):
+            x, on = points[:, j], active[:, j]
+            if r > 0:
+                option = np.minimum(np.floor(x[on] * r), r - 1).astype(np.int64)
+                inputs[np.flatnonzero(on), column + option] = math.sqrt(0.5)
+            else:
+                inputs[on, column] = x[on]
+                if self.conditional[j]:
+                    inputs[on, column + 1] = 0.0
+        inputs[:, -2], inputs[:, -1] = t, top - t
+        return inputs
+
+    def spread(self, x: Floats, active: Bools) -> tuple[Floats, Bools]:
+        """A point (d,) with its parameters in all branches that have them, and which dimensions have a value then."""
+        filled = x.copy()
+        known = np.zeros(len(x), dtype=np.bool_)
+        for j in np.flatnonzero(active):
+            same = self.parameter == self.parameter[j]
+            filled[same], known[same] = x[j], True
+        return filled, known
+
+
+@dataclass(frozen=True, slots=True)
+class Surrogate:
+    """The posterior of a study's outcomes. Values are scores (see `scores`), lower is better."""
+
+    features: Features
+    process: GaussianProcess
+    points: Floats  # (n, d), of the outcomes that were used, and of pending trials behind them
+    active: Bools  # (n, d)
+    top: float
+
+    def at_top(self, points: Floats, active: Bools) -> Floats:
+        """Inputs of points (m, d) at the top rung."""
+        return self.features.at(points, active, np.full(len(points), self.top), self.top)
+
+    def predict(self, points: Floats, active: Bools) -> tuple[Floats, Floats]:
+        """Mean and deviation at the top rung of points (m, d); (m,) each."""
+        return self.process.predict(self.at_top(points, active))
+
+    def given(self, points: Floats, active: Bools, t: Floats) -> Surrogate:
+        """The same if pending trials at points (q, d) turn out as predicted at their rungs."""
+        if not len(points):
+            return self
+        process = self.process.given(self.features.at(points, active, t, self.top))
+        return Surrogate(
+            self.features,
+            process,
+            np.concatenate([self.points, points]),
+            np.concatenate([self.active, active]),
+            self.top,
+        )
