@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-import numpy as np
-
 import raytuner
 from raytuner.actions import Proposal
 from raytuner.checkpoints import CheckpointConfig
@@ -111,7 +109,7 @@ def optimizer(name: str) -> Any:
 SEARCHERS: dict[str, SearchAlgorithm] = {
     "random": raytuner.searchers.RandomSearch(),
     "bohb": raytuner.searchers.BOHB(),
-    "bohb-standard": raytuner.searchers.BOHB(values="standard"),
+    "bohb-log": raytuner.searchers.BOHB(values="log"),
     "bohb-rank": raytuner.searchers.BOHB(values="rank"),
     "kde": raytuner.searchers.BOHB(model="kde"),
 }

@@ -61,8 +61,8 @@ STEPS = 81
 CASES: Mapping[str, tuple[SearchAlgorithm, SchedulingPolicy]] = {
     "random, ASHA": (RandomSearch(), ASHAScheduler(max_t=STEPS, reduction_factor=3)),
     "random, Hyperband": (RandomSearch(), HyperBandScheduler(max_t=STEPS)),
-    "BOHB, ASHA": (BOHB(), ASHAScheduler(max_t=STEPS, reduction_factor=3)),
-    "BOHB, Hyperband": (BOHB(), HyperBandScheduler(max_t=STEPS)),
+    "BOHB, ASHA": (BOHB(model="kde"), ASHAScheduler(max_t=STEPS, reduction_factor=3)),
+    "BOHB, Hyperband": (BOHB(model="kde"), HyperBandScheduler(max_t=STEPS)),
 }
 
 

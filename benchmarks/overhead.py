@@ -200,7 +200,7 @@ def toy_raytuner(folder: Path, name: str, seed: int) -> Toy:
             metric="loss",
             mode="min",
             num_samples=TOY_TRIALS,
-            search_alg=BOHB(),
+            search_alg=BOHB(model="kde"),
             scheduler=HyperBandScheduler(max_t=TOY_STEPS),
             seed=seed,
         ),

@@ -552,6 +552,9 @@ class Normal(Numeric):
         mass = 0.5 * math.erfc((self.mean - value) / (self.sd * math.sqrt(2)))
         return min(max(mass, _LEAST_MASS), 1 - _LEAST_MASS)
 
+    def snap(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.clip(u, _LEAST_MASS, 1 - _LEAST_MASS)
+
     def contains(self, value: object) -> bool:
         return _is_number(value)
 

@@ -9,8 +9,9 @@ a searcher only sees which rung an outcome belongs to.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self
 
 from raytuner.models.multi_fidelity import Values
 from raytuner.models.parzen import LEAST_BANDWIDTH
@@ -28,7 +29,7 @@ class BOHB:
     random_fraction: share of proposals that are random, for ever; None: 0.05, with "kde" 1/3.
     min_points_in_model: how much is tried before the model is asked. None: with "joint" one more than the space has
         dimensions, at least 6; with "kde" that is N_min, one more than the space has dimensions.
-    values: of "joint", how values are modelled: "log", "standard" or "rank" (`raytuner.models.multi_fidelity`).
+    values: of "joint", how values are modelled: "standard", "log" or "rank" (`raytuner.models.multi_fidelity`).
     top_n_percent: of "kde": q, the share of outcomes that is good.
     num_samples: of "kde": how many candidates are compared for a proposal.
     bandwidth_factor: of "kde": how much wider than the model its candidates are drawn.
@@ -38,7 +39,7 @@ class BOHB:
     model: Literal["joint", "kde"] = "joint"
     random_fraction: float | None = None
     min_points_in_model: int | None = None
-    values: Values = "log"
+    values: Values = "standard"
     top_n_percent: float = 15
     num_samples: int = 64
     bandwidth_factor: float = 3
@@ -62,10 +63,15 @@ class BOHB:
         if not LEAST_BANDWIDTH <= self.min_bandwidth <= 1:
             raise ValueError(f"min_bandwidth must be in [{LEAST_BANDWIDTH}, 1]: got {self.min_bandwidth}")
         kde = {"top_n_percent": 15, "num_samples": 64, "bandwidth_factor": 3, "min_bandwidth": 1e-3}
-        others = kde if self.model == "joint" else {"values": "log"}
+        others = kde if self.model == "joint" else {"values": "standard"}
         for name, default in others.items():
             if getattr(self, name) != default:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but model={self.model!r} has no use for it")
+
+    @classmethod
+    def from_json(cls, args: Mapping[str, Any]) -> Self:
+        """Of a record; one that names no model is from before there were two, and means "kde"."""
+        return cls(**{"model": "kde", **args})
 
     def build(self, space: Space, seed: int) -> Searcher:
         if space.has_grid:

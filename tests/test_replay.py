@@ -17,7 +17,7 @@ import pytest
 
 from raytuner.driver import ReplayDiffers
 from raytuner.executors.simulate import World
-from raytuner.models import time_varying_bandit
+from raytuner.models import acquisition, time_varying_bandit
 from raytuner.schedulers import AsyncHyperBandScheduler, HyperBandScheduler
 from raytuner.searchers import GridSearch, RandomSearch
 from tests.conftest import CHAOS_CASES
@@ -43,6 +43,13 @@ def case_of(searcher: str, scheduler: str) -> Case:
     return Case(search, SETTINGS[scheduler], GRID if isinstance(search, GridSearch) else SPACE)
 
 
+@pytest.fixture
+def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The joint model's answers need not be good ones."""
+    for name, count in (("RANDOM", 40), ("PERTURBED", 30), ("ROUNDS", 2)):
+        monkeypatch.setattr(acquisition, name, count)
+
+
 POPULATIONS = {"pbt", "pbt synch", "pbt replay", "pb2"}
 """They ask the searcher at the start only."""
 
@@ -58,11 +65,13 @@ PAIRS = [
     pytest.param(searcher, scheduler, id=f"{searcher}-{scheduler}")
     for searcher in SEARCHERS_UNDER_TEST
     for scheduler in SETTINGS
-    if scheduler not in POPULATIONS | VARIANTS or searcher == "random"
+    if (scheduler not in POPULATIONS | VARIANTS or searcher == "random")
+    and (searcher != "kde" or scheduler == "hyperband 9")  # it is the same machine as "kde, early"
 ]
 
 
 @pytest.mark.parametrize(("searcher", "scheduler"), PAIRS)
+@pytest.mark.usefixtures("few_candidates")
 def test_an_interrupted_study_takes_the_same_decisions(
     searcher: str, scheduler: str, fast_path: Path, fate: Fate
 ) -> None:

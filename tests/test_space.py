@@ -760,3 +760,26 @@ def test_base_is_ignored_as_in_ray(make: Any) -> None:
     with pytest.warns(DeprecationWarning, match="base has no effect"):
         domain = make()
     assert domain.decode(0.0) in (1, 2)
+
+
+SNAPPED = Space(
+    {
+        "a": choice([{"lr": loguniform(1e-4, 1), "head": choice([{"width": randint(8, 64)}, "linear"])}, {"q": 1}, 3]),
+        "b": quniform(0, 1, 0.25),
+        "c": lograndint(1, 1000),
+        "d": qlograndint(8, 512, 8),
+        "e": randn(0.0, 1.0),
+        "f": qrandn(0.0, 1.0, 0.5),
+        "g": qloguniform(0.1, 10, 0.1),
+    }
+)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_points_snap_to_where_their_configurations_are_encoded(seed: int) -> None:
+    points = np.random.default_rng(seed).random((20, len(SNAPPED)))
+    points[0], points[1] = 0.0, 1.0
+    X, active = SNAPPED.snap(points)
+    expected, expected_active = SNAPPED.encode_many([SNAPPED.decode(point) for point in points])
+    np.testing.assert_array_equal(active, expected_active)
+    np.testing.assert_allclose(X, expected, atol=1e-9)

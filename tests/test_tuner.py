@@ -237,7 +237,9 @@ class TestRuns:
         assert found[0] == found[1]
 
     def test_restore_needs_only_the_folder_and_the_function(self, tmp_path: Path) -> None:
-        started = tuner(tmp_path, search_alg=BOHB(num_samples=8), scheduler=ASHAScheduler(max_t=9), num_samples=7)
+        started = tuner(
+            tmp_path, search_alg=BOHB(model="kde", num_samples=8), scheduler=ASHAScheduler(max_t=9), num_samples=7
+        )
         started.fit()
         assert tune.Tuner.can_restore(tmp_path / "study")
         restored = tune.Tuner.restore(tmp_path / "study", bowl, run_config=tune.RunConfig(verbose=0))
@@ -495,7 +497,7 @@ class TestOneFolder:
         first = tuner(
             tmp_path,
             space=space,
-            search_alg=BOHB(top_n_percent=20),
+            search_alg=BOHB(model="kde", top_n_percent=20),
             scheduler=HyperBandScheduler(max_t=9),
             seed=5,
             failure_config=tune.FailureConfig(max_failures=3),

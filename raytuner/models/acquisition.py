@@ -15,16 +15,16 @@ of 64 costs little more than one, and no two of it are alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, fields
+from typing import Self, cast
 
 import numpy as np
 from scipy.linalg import solve_triangular
 from scipy.optimize import minimize
 from scipy.special import log_ndtr, ndtr
 
-from raytuner.models.gaussian_process import Decay, Floats, Matern, Product
+from raytuner.models.gaussian_process import JITTER, Decay, Floats, Matern, Product
 from raytuner.models.multi_fidelity import Surrogate
 from raytuner.models.parzen import Bools, Ints
 from raytuner.space import Space
@@ -39,17 +39,17 @@ def log_expected_improvement(mean: Floats, deviation: Floats, best: float) -> Fl
     """log E max(best - f, 0) for normal f (m,); the far tail as in Ament et al. 2023 (arXiv:2310.20708)."""
     deviation = np.maximum(deviation, 1e-12)
     u = (best - mean) / deviation
-    # h(u) = u Phi(u) + phi(u) = phi(u) (1 + u Phi(u) / phi(u)), and phi(u) (1 - 3 / u^2) / u^2 far below
-    above, below, far = np.maximum(u, -1.0), np.clip(u, -6.0, -1.0), np.minimum(u, -6.0)
+    # h(u) = u Phi(u) + phi(u) = phi(u) (1 + u Phi(u) / phi(u)), and phi(u) / u^2 (1 - 3 / u^2 + 15 / u^4) far below
+    above, below, far = np.maximum(u, -1.0), np.clip(u, -10.0, -1.0), np.minimum(u, -10.0)
     log_h = np.where(
         u > -1.0,
         np.log(above * ndtr(above) + np.exp(-0.5 * above * above - _LOG_SQRT_2_PI)),
         np.where(
-            u > -6.0,
+            u > -10.0,
             -0.5 * below * below
             - _LOG_SQRT_2_PI
             + np.log1p(below * np.exp(log_ndtr(below) + 0.5 * below * below + _LOG_SQRT_2_PI)),
-            -0.5 * far * far - _LOG_SQRT_2_PI - 2.0 * np.log(-far) + np.log1p(-3.0 / far**2),
+            -0.5 * far * far - _LOG_SQRT_2_PI - 2.0 * np.log(-far) + np.log1p(-3.0 / far**2 + 15.0 / far**4),
         ),
     )
     result: Floats = log_h + np.log(deviation)
@@ -71,26 +71,27 @@ class Choice:
 class Pool:
     """Candidates for the trials that are begun while nothing new is heard. ``seen``: keys of points not to propose."""
 
-    def __init__(self, space: Space, surrogate: Surrogate, seen: set[bytes], rng: np.random.Generator) -> None:
+    def __init__(self, space: Space, surrogate: Surrogate, seen: Set[bytes], rng: np.random.Generator) -> None:
         self._space = space
         self._model = surrogate
         self._seen = seen
-        means = surrogate.predict(surrogate.points, surrogate.active)[0]
-        self._best = float(means.min())
-        order = np.argsort(means, kind="stable")
-        X, A = self._found(rng, order)
-        fresh = np.array([own not in seen for own in keys(X)], dtype=np.bool_)
-        self._points, self._active = X[fresh], A[fresh]
         process = surrogate.process
-        inputs = surrogate.at_top(self._points, self._active)
-        self._inputs = inputs
-        k = process.covariances(inputs)  # (m, n)
-        self._mean = process.centre + process.scale * (k @ process.alpha)
-        self._V = solve_triangular(process.factor, k.T, lower=True, check_finite=False)  # (n, m)
-        self._reduced = np.einsum("nm,nm->m", self._V, self._V)
-        self._extra: list[_Extra] = []
+        kernel = cast(Product, process.kernel)
+        self._matern, decay = cast(Matern, kernel.a), cast(Decay, kernel.b)
+        own = process.theta[1 + len(process.noise.priors) :]
+        self._lengths = own[: len(self._matern.priors)]
+        # All candidates are at the top rung: how far each datum is from there is the same for all of them.
+        top = surrogate.at_top(np.zeros((1, len(space))), np.zeros((1, len(space)), dtype=np.bool_))
+        self._fade = process.signal * decay.at(own[len(self._lengths) :], top, process.inputs)[0][0]  # (n,)
+        means = self._weighed(surrogate.points, surrogate.active).mean
+        self._best = float(means.min())
+        found = self._found(rng, np.argsort(means, kind="stable"))
+        fresh = np.flatnonzero(~found.tried)
+        self._points, self._active, self._mean = found.points[fresh], found.active[fresh], found.mean[fresh]
+        self._inputs, self._V, self._reduced = found.inputs[fresh], found.V[:, fresh], found.reduced[fresh]
         self._keys = keys(self._points)
-        self._base = self._mean, self._reduced.copy(), self._best
+        self._extra: list[_Extra] = []
+        self._base = self._reduced, self._best
 
     # ------------------------------------------------------------------------------------------------ to choose
 
@@ -98,15 +99,13 @@ class Pool:
         """The best candidate, if trials (point, active, rung) were begun since; None if there is none left."""
         if not len(self._points):
             return None
-        for place, (point, active, t) in enumerate(begun):
-            own = keys(point[None])[0], t
-            if place < len(self._extra) and self._extra[place].key != own:
-                self._forget()
-                return self.choose(begun)
-            if place >= len(self._extra):
-                self._add(own, point, active, t)
-        variance = np.maximum(self._model.process.signal - self._reduced, 0.0)
-        deviation = self._model.process.scale * np.sqrt(variance)
+        own = [(keys(point[None])[0], t) for point, _, t in begun]
+        if [extra.key for extra in self._extra] != own[: len(self._extra)]:
+            self._extra = []
+            self._reduced, self._best = self._base
+        for each, (point, active, t) in list(zip(own, begun, strict=True))[len(self._extra) :]:
+            self._add(each, point, active, t)
+        deviation = self._deviation(self._reduced)
         taken = {extra.key[0] for extra in self._extra}
         free = np.array([own not in taken for own in self._keys], dtype=np.bool_)
         if not free.any():
@@ -122,11 +121,6 @@ class Pool:
             self._best,
         )
 
-    def _forget(self) -> None:
-        self._extra = []
-        self._mean, reduced, self._best = self._base
-        self._reduced = reduced.copy()
-
     def _add(self, own: tuple[bytes, float], point: Floats, active: Bools, t: float) -> None:
         """A trial that was begun: another row of L, and of V."""
         process, features = self._model.process, self._model.features
@@ -137,7 +131,7 @@ class Pool:
         row = np.array([])
         for extra, covariance in zip(self._extra, rest, strict=True):
             row = np.append(row, (covariance - (extra.row @ row[: len(extra.row)])) / extra.pivot)
-        pivot2 = process.signal + process.noise_at(at) - float(v @ v) - float(row @ row)
+        pivot2 = process.signal + process.noise_at(at) + JITTER - float(v @ v) - float(row @ row)
         pivot = math.sqrt(max(pivot2, 1e-12))
         c = process.between(self._inputs, at)[:, 0] - v @ self._V
         for extra, each in zip(self._extra, row, strict=True):
@@ -149,45 +143,53 @@ class Pool:
 
     # -------------------------------------------------------------------------------------------- the candidates
 
-    def _found(self, rng: np.random.Generator, order: Ints) -> tuple[Floats, Bools]:
-        """All candidates: (m, d) each. ``order``: of the surrogate's points, the best predicted first."""
-        d = len(self._space)
+    def _found(self, rng: np.random.Generator, order: Ints) -> _Weighed:
+        """All candidates. ``order``: of the surrogate's points, the best predicted first."""
         elites: dict[bytes, Floats] = {}
         for x, own in zip(self._model.points[order], keys(self._model.points[order]), strict=True):
             elites.setdefault(own, x)
             if len(elites) == ELITES:
                 break
-        sets = [rng.random((RANDOM, d))]
+        drawn = [rng.random((RANDOM, len(self._space)))]
         for place, elite in enumerate(elites.values()):
             sigma = (0.02, 0.08, 0.25)[place % 3]
-            sets.append(self._around(rng, elite, PERTURBED // len(elites), sigma, 0.5))
-        X, A = self._space.snap(np.concatenate(sets))
-        score = self._score(X, A)
+            drawn.append(self._around(rng, elite, PERTURBED // len(elites), sigma, 0.5))
+        every = [self._weighed(*self._space.snap(np.concatenate(drawn)))]
+        score = self._score(every[0])
         starts = np.argsort(-score, kind="stable")[:LOCAL]
-        all_X, all_A = [X], [A]
-        here, here_score, widths = X[starts].copy(), score[starts].copy(), np.full(len(starts), 0.1)
+        here, here_score, widths = every[0].points[starts].copy(), score[starts].copy(), np.full(len(starts), 0.1)
         for _ in range(ROUNDS):
-            near = [self._around(rng, x, NEIGHBOURS, s, 0.3) for x, s in zip(here, widths, strict=True)]
-            X, A = self._space.snap(np.concatenate(near))
-            all_X.append(X)
-            all_A.append(A)
-            score = self._score(X, A)
+            near = [self._around(rng, x, NEIGHBOURS, width, 0.3) for x, width in zip(here, widths, strict=True)]
+            every.append(self._weighed(*self._space.snap(np.concatenate(near))))
+            score = self._score(every[-1])
             for place in range(len(here)):
                 rows = slice(place * NEIGHBOURS, (place + 1) * NEIGHBOURS)
                 found = place * NEIGHBOURS + int(score[rows].argmax())
                 if score[found] > here_score[place]:
-                    here[place], here_score[place] = X[found], score[found]
+                    here[place], here_score[place] = every[-1].points[found], score[found]
                 else:
                     widths[place] *= 0.5
-        X, A = self._space.snap(np.stack([self._uphill(x) for x in here]))
-        return np.concatenate([*all_X, X]), np.concatenate([*all_A, A])
+        every.append(self._weighed(*self._space.snap(np.stack([self._uphill(x) for x in here]))))
+        return _Weighed.together(every)
 
-    def _score(self, X: Floats, A: Bools) -> Floats:
+    def _weighed(self, points: Floats, active: Bools) -> _Weighed:
+        process = self._model.process
+        inputs = self._model.at_top(points, active)
+        k = self._fade * self._matern.at(self._lengths, inputs, process.inputs)[0]  # (m, n)
+        V = solve_triangular(process.factor, k.T, lower=True, check_finite=False)
+        mean = process.centre + process.scale * (k @ process.alpha)
+        tried = np.array([own in self._seen for own in keys(points)], dtype=np.bool_)
+        return _Weighed(points, active, inputs, tried, mean, V, np.einsum("nm,nm->m", V, V))
+
+    def _score(self, of: _Weighed) -> Floats:
         """Log expected improvement, -inf where a point was tried."""
-        mean, deviation = self._model.predict(X, A)
-        score = log_expected_improvement(mean, deviation, self._best)
-        score[[own in self._seen for own in keys(X)]] = -math.inf
-        return score
+        score = log_expected_improvement(of.mean, self._deviation(of.reduced), self._best)
+        return np.where(of.tried, -math.inf, score)
+
+    def _deviation(self, reduced: Floats) -> Floats:
+        process = self._model.process
+        deviation: Floats = process.scale * np.sqrt(np.maximum(process.signal - reduced, 0.0))
+        return deviation
 
     def _around(self, rng: np.random.Generator, x: Floats, count: int, sigma: float, moves: float) -> Floats:
         """Points (count, d) where each coordinate of ``x`` is perturbed with probability ``moves``, options less."""
@@ -206,17 +208,12 @@ class Pool:
         if not len(numeric):
             return x
         process, columns = model.process, model.features.column[numeric]
-        kernel = cast(Product, process.kernel)
-        matern, decay = cast(Matern, kernel.a), cast(Decay, kernel.b)
-        p = 1 + len(process.noise.priors)
-        theta = process.theta[p : p + len(matern.priors)]
         z = model.at_top(x[None], active[None])
-        fade = process.signal * decay.at(process.theta[-1:], z, process.inputs)[0][0]  # (n,)
 
         def loss(at: Floats) -> tuple[float, Floats]:
             z[0, columns] = at
-            k = fade * matern.at(theta, z, process.inputs)[0][0]
-            slope = fade[:, None] * matern.slope(theta, z[0], process.inputs)[:, columns]  # (n, q)
+            k = self._fade * self._matern.at(self._lengths, z, process.inputs)[0][0]
+            slope = self._fade[:, None] * self._matern.slope(self._lengths, z[0], process.inputs)[:, columns]  # (n, q)
             v = solve_triangular(process.factor, k, lower=True, check_finite=False)
             w = solve_triangular(process.factor, v, lower=True, trans=1, check_finite=False)
             mean = process.centre + process.scale * float(k @ process.alpha)
@@ -235,6 +232,24 @@ class Pool:
         moved = x.copy()
         moved[numeric] = np.clip(found.x, 0.0, 1.0)
         return moved
+
+
+@dataclass(frozen=True, slots=True)
+class _Weighed:
+    """Candidates, and what is expected of them."""
+
+    points: Floats  # (m, d)
+    active: Bools  # (m, d)
+    inputs: Floats  # (m, D + 2), at the top rung
+    tried: Bools  # (m,)
+    mean: Floats  # (m,)
+    V: Floats  # (n, m)
+    reduced: Floats  # (m,), sum_n V^2
+
+    @classmethod
+    def together(cls, parts: Sequence[Self]) -> Self:
+        names = [each.name for each in fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts], axis=int(name == "V")) for name in names))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ What is modelled of a value, lower is better, where trials may diverge and rungs
     aligned      a rung is shifted by the median difference of the trials that were seen there and at the next one,
                  shrunk by k / (k + 1) for k such trials
     failed       as the worst value seen
-    winsorised   what is worse than the 80th percentile is put there, then ("log") the distance from the best is taken
-                 in its logarithm, or ("standard") values stay as they are, or ("rank") are replaced by normal scores
+    winsorised   what is worse than the 80th percentile is put there; values stay as they are ("standard"), or ("log")
+                 the logarithm of the distance from the best is taken; or ("rank") all are replaced by normal scores
 
 Of more than `MOST_DATA` outcomes the best, the newest of the highest rungs and a random choice of the others are used.
 """
@@ -103,7 +103,10 @@ def aligned(trials: Sequence[int], untils: Ints, values: Floats) -> Floats:
     finite = np.isfinite(values)
     shifted = np.where(finite, values, values[finite].max(initial=-math.inf) if finite.any() else 0.0)
     rungs = np.unique(untils)
-    at = [dict(zip(np.asarray(trials)[rows], values[rows], strict=True)) for rows in (untils == rung for rung in rungs)]
+    at = [
+        dict(zip(np.asarray(trials)[rows].tolist(), values[rows].tolist(), strict=True))
+        for rows in (untils == rung for rung in rungs)
+    ]
     shift = 0.0
     for place in range(len(rungs) - 2, -1, -1):
         here, above = at[place], at[place + 1]

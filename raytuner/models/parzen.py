@@ -17,7 +17,7 @@ categoricals over option indices. Where fewer than two data are active, sigma is
 
 What differs from hpbandster, which has the rule from statsmodels: its Gaussians are not truncated, so that its
 densities lose mass at the edges of the cube; and it gives inactive coordinates of the data random values, so that its
-model is not a function of the data. This module does not choose points: that is `raytuner.searchers.bohb`.
+model is not a function of the data. This module does not choose points: that is `raytuner.searchers.kde`.
 """
 
 # Notation, here and in the tests:

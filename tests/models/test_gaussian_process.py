@@ -21,6 +21,7 @@ from raytuner.models.gaussian_process import (
     Kernel,
     Matern,
     Mix,
+    Noise,
     Overlap,
     Prior,
     Product,
@@ -35,6 +36,7 @@ KERNELS: dict[str, Kernel] = {  # of the columns time, two numbers, two options
     "options": Overlap((3, 4)),
     "time": Decay(0, RATE),
     "no columns": Matern(()),
+    "groups": Matern((1, 2, 3), groups=(0, 1, 1)),
     "both": Product(Matern((1, 2)), Overlap((3,))),
     "mixed": Mix(Matern((1, 2)), Overlap((3, 4))),
     "everything": Product(Decay(0, RATE), Mix(Product(Matern((1,)), Matern((2,))), Overlap((3, 4)))),
@@ -124,6 +126,43 @@ def test_its_derivative_equals_finite_differences(kernel: Kernel, seed: int, n: 
     for i, each in enumerate(np.eye(len(theta))):
         above, below = (log_likelihood(kernel, theta + sign * h * each, X, y)[0] for sign in (1, -1))
         assert slope[i] == pytest.approx((above - below) / (2 * h), rel=1e-4, abs=1e-4)
+
+
+GROWING = Noise(Prior(math.log(1e-2), 1.0), 0, Prior(0.1, 0.05))
+
+
+@given(kernels, seeds, st.integers(1, 10))
+def test_noise_that_grows_along_a_column(kernel: Kernel, seed: int, n: int) -> None:
+    """The likelihood, and its derivative."""
+    X, y = inputs(seed, n), standardised(targets(seed, n))[0]
+    theta = np.concatenate([[0.1, math.log(0.02), 0.15], parameters(seed, kernel)[2:]])
+    K = math.exp(0.1) * kernel.at(theta[3:], X, X)[0]
+    K += np.diag(0.02 * np.exp(0.15 * X[:, 0]) + JITTER)
+    value, slope = log_likelihood(kernel, theta, X, y, GROWING)
+    assert value == pytest.approx(stats.multivariate_normal.logpdf(y, np.zeros(n), K), rel=1e-6, abs=1e-6)
+    h = 1e-5
+    for i, each in enumerate(np.eye(len(theta))):
+        above, below = (log_likelihood(kernel, theta + sign * h * each, X, y, GROWING)[0] for sign in (1, -1))
+        assert slope[i] == pytest.approx((above - below) / (2 * h), rel=1e-4, abs=1e-4)
+
+
+def test_a_fit_finds_that_noise_grows() -> None:
+    X = inputs(7, 200)
+    deviation = 0.05 * np.exp(0.5 * 0.25 * X[:, 0])
+    y = np.sin(6 * X[:, 1]) + deviation * np.random.default_rng(4).normal(size=200)
+    theta = likeliest(Matern((1, 2)), X, y, Noise(column=0, growth=Prior(0.0, 0.5)))
+    assert theta[2] == pytest.approx(0.25, abs=0.05)
+
+
+@given(seeds, st.integers(1, 8), st.sampled_from([KERNELS["numbers"], KERNELS["groups"]]))
+def test_the_slope_along_a_query_equals_finite_differences(seed: int, n: int, kernel: Matern) -> None:
+    X, z = inputs(seed, n), inputs(seed + 1, 1)[0] + 0.01
+    theta, h = parameters(seed, kernel)[2:], 1e-6
+    slope = kernel.slope(theta, z, X)
+    for i, column in enumerate(kernel.columns):
+        step = h * (np.arange(len(z)) == column)
+        above, below = (kernel.at(theta, (z + sign * step)[None], X)[0][0] for sign in (1, -1))
+        np.testing.assert_allclose(slope[:, i], (above - below) / (2 * h), rtol=1e-4, atol=1e-4)
 
 
 def test_a_fit_climbs_and_finds_which_number_matters() -> None:

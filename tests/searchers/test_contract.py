@@ -30,7 +30,8 @@ SEARCHERS_UNDER_TEST: dict[str, SearchAlgorithm] = {
     "random": RandomSearch(),
     "grid": GridSearch(),
     "bohb": BOHB(),
-    "bohb, early model": BOHB(min_points_in_model=2, random_fraction=0.1, num_samples=16),
+    "kde": BOHB(model="kde"),
+    "kde, early": BOHB(model="kde", min_points_in_model=2, random_fraction=0.1, num_samples=16),
     "warm-started": WarmStarted(),
 }
 
@@ -152,6 +153,8 @@ def test_a_model_is_used_where_there_are_enough_outcomes(name: str, place: str) 
     notes = [p.note for p in proposals(life(SEARCHERS_UNDER_TEST[name].build(space, 0), space))]
     match SEARCHERS_UNDER_TEST[name]:
         case BOHB(min_points_in_model=None) if len(space) > 20:
+            assert all(note["origin"] == "random" for note in notes)
+        case BOHB(model="joint") if len(space) == 0:
             assert all(note["origin"] == "random" for note in notes)
         case BOHB():
             assert any(note["origin"] == "model" for note in notes)
