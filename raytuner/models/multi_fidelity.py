@@ -44,6 +44,7 @@ from raytuner.models.gaussian_process import (
     Noise,
     Prior,
     Product,
+    standardised,
 )
 from raytuner.models.parzen import Bools, Ints
 from raytuner.space import Space
@@ -131,7 +132,7 @@ def scores(values: Floats, how: Values) -> Floats:
     if how == "log" and high > low:
         scale = float(middle - low) or float(high - low)
         return np.asarray(np.log((clipped - low) / scale + 0.1))
-    return clipped
+    return standardised(clipped)[0]
 
 
 def chosen(y: Floats, t: Floats, most: int, rng: np.random.Generator) -> Ints:
