@@ -1,16 +1,17 @@
-"""raytuner's own study, searchers and schedulers as an optimiser of the measuring rig: ask for a job, tell its value.
+"""Search on a virtual clock: W workers evaluate jobs that an optimiser hands out.
 
-The rig (``--rig``, its package is ``hpoharness``) has problems, a simulation of W workers and adapters for peers. Here
-its jobs are the leases of a `raytuner.study.Study`; nothing of it is copied.
+raytuner's optimiser is its own `Study` with its searchers and schedulers, whose leases are the jobs; nothing is copied.
 """
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections import deque
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import raytuner
-from raytuner.actions import Proposal
 from raytuner.checkpoints import CheckpointConfig
 from raytuner.events import Ask, Checkpointed, Ended, Event, How, Opened, Proposed, Run, Slots, Tell
 from raytuner.objective import Objective
@@ -21,8 +22,64 @@ from raytuner.study import Study
 from raytuner.trial import Lease
 
 
+@dataclass(frozen=True)
+class Job:
+    """A configuration, flat, to be run to a resource."""
+
+    config: dict[str, Any]
+    resource: int
+    tag: Any = None
+
+
+class Optimiser(Protocol):
+    def ask(self) -> Any:
+        """A job, or None while it waits for one."""
+
+    def tell(self, job: Job, value: float) -> None: ...
+
+
+@dataclass
+class Trace:
+    """The regret of the incumbent, the best seen at the highest resource seen so far, over time; without noise."""
+
+    horizon: float
+    points: list[tuple[float, float]] = field(default_factory=list)
+    evaluations: int = 0
+
+    def at(self, share: float) -> float:
+        """After so much of the budget; 1, as of a random configuration, before there is any."""
+        seen = [regret for at, regret in self.points if at <= share * self.horizon + 1e-9]
+        return min(seen[-1], 1.0) if seen else 1.0
+
+
+def simulate(problem: Any, optimiser: Optimiser, budget: float, workers: int, seed: int) -> Trace:
+    """``budget``: of all workers together, in full evaluations of mean cost."""
+    trace = Trace(budget * problem.mean_cost / workers)
+    running: list[tuple[float, int, Any]] = []
+    reached: dict[Any, int] = {}
+    now, number, best = 0.0, 0, (-1, math.inf)
+    while now <= trace.horizon:
+        while len(running) < workers and (job := optimiser.ask()) is not None:
+            key = problem.space.key(job.config)
+            paid = reached.get(key, 0) if problem.resumable else 0
+            took = problem.cost(job.config, job.resource) - (problem.cost(job.config, paid) if paid else 0.0)
+            reached[key] = max(reached.get(key, 0), job.resource)
+            number += 1
+            heapq.heappush(running, (now + max(took, 1e-6 * problem.mean_cost), number, job))
+        now, _, job = heapq.heappop(running)
+        if now > trace.horizon:
+            break
+        value = problem.evaluate(job.config, job.resource, seed)
+        trace.evaluations += 1
+        if (job.resource, -value) > (best[0], -best[1]):
+            best = job.resource, value
+            trace.points.append((now, problem.norm_regret(problem.true(job.config))))
+        optimiser.tell(job, value)
+    return trace
+
+
 def space_of(params: Any) -> Space:
-    """A rig's space as ours: parameters that depend on a choice stand in its branches."""
+    """A problem's space as ours: parameters that depend on a choice stand in its branches."""
 
     def domain(param: Any) -> Any:
         if param.kind == "int":
@@ -42,40 +99,35 @@ def space_of(params: Any) -> Space:
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """A configuration as the rig has it: without branches."""
+    """A configuration without branches."""
     found: dict[str, Any] = {}
     for name, value in config.items():
         found.update(flat(value) if isinstance(value, dict) else {name: value})
     return found
 
 
-class Optimizer:
-    """A study that runs on a rig. ``workers``: how many jobs at a time."""
+class Searching:
+    """A study as an optimiser. ``workers``: how many jobs at a time."""
 
     def __init__(
         self, problem: Any, seed: int, workers: int, search_alg: SearchAlgorithm, scheduler: SchedulingPolicy
     ) -> None:
-        from hpoharness.simulate import Job
-
-        self._job = Job
-        self.problem, self.seed, self.n_workers = problem, seed, workers
+        self._problem = problem
         space = space_of(problem.space.params)
         self._searcher = search_alg.build(space, seed)
         self._study = Study(Objective("y"), scheduler.build(seed), None, Retries(), CheckpointConfig())
         self._runs: deque[Lease] = deque()
-        self.stats = {"model": 0, "random": 0}
-        self.s = self
         self._pump(Opened(0.0, 1))
         self._pump(Slots(0.0, workers))
 
-    def ask(self) -> Any:
+    def ask(self) -> Job | None:
         if not self._runs:
             return None
         lease = self._runs.popleft()
-        config = self.problem.space.prune(flat(lease.trial.config))
-        return self._job(config, lease.until, lease)
+        config = self._problem.space.prune(flat(lease.trial.config))
+        return Job(config, lease.until, lease)
 
-    def tell(self, job: Any, value: float) -> None:
+    def tell(self, job: Job, value: float) -> None:
         lease, metrics = job.tag, {"y": value}
         self._pump(Checkpointed(0.0, lease.trial.id, lease.attempt, lease.until, metrics))
         self._pump(Ended(0.0, lease.trial.id, lease.attempt, How.REACHED, lease.until, float(lease.until), metrics))
@@ -87,8 +139,6 @@ class Optimizer:
                 match command:
                     case Ask(trial, until, pending):
                         answer = self._searcher.ask(trial, until, pending)
-                        if isinstance(answer, Proposal):
-                            self.stats[str((answer.note or {}).get("origin", "random"))] += 1
                         events.append(Proposed(0.0, trial, answer))
                     case Tell(seen):
                         self._searcher.tell(seen)
@@ -96,14 +146,10 @@ class Optimizer:
                         self._runs.append(lease)
 
 
-def optimizer(name: str) -> Any:
-    """``SEARCHER+SCHEDULER`` as a factory for the rig: of a problem, a seed and a number of workers."""
+def searching(name: str, problem: Any, seed: int, workers: int) -> Searching:
+    """``SEARCHER+SCHEDULER`` on a problem."""
     searcher, _, scheduler = name.partition("+")
-
-    def made(problem: Any, seed: int, workers: int) -> Optimizer:
-        return Optimizer(problem, seed, workers, SEARCHERS[searcher], SCHEDULERS[scheduler](problem))
-
-    return made
+    return Searching(problem, seed, workers, SEARCHERS[searcher], SCHEDULERS[scheduler](problem))
 
 
 SEARCHERS: dict[str, SearchAlgorithm] = {
