@@ -32,6 +32,8 @@ class Job:
 
 
 class Optimiser(Protocol):
+    """Says what is to be run next, and is told what came of it."""
+
     def ask(self) -> Any:
         """A job, or None while it waits for one."""
 

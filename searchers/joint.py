@@ -33,12 +33,12 @@ from raytuner.models.multi_fidelity import (
     Values,
     aligned,
     chosen,
-    rung_of,
+    rungs,
     scores,
 )
 from raytuner.models.parzen import Bools
 from raytuner.space import Space
-from raytuner.trial import Observation, Pending
+from raytuner.trial import Config, Observation, Pending
 
 _POOL = int.from_bytes(b"pool", "big")
 _CHOSEN = int.from_bytes(b"data", "big")
@@ -86,11 +86,9 @@ class JointSearcher:
         with self._blas.limit(limits=1, user_api="blas"):  # last digits depend on the number of threads
             pool = self._pool = self._pool or self._new_pool()
             at_first = {(each.trial, each.until) for each in self._at_first or ()}
-            since = [
-                (each.point, each.active, rung_of(each.until))
-                for each in begun
-                if (each.trial, each.until) not in at_first
-            ]
+            later = [each for each in begun if (each.trial, each.until) not in at_first]
+            t = rungs([each.until for each in later]).tolist()
+            since = [(each.point, each.active, rung) for each, rung in zip(later, t, strict=True)]
             choice = pool.choose(since)
         if choice is None:
             return self._random(rng)
@@ -126,11 +124,10 @@ class JointSearcher:
             self._at_first, self._first = begun, trial
         return begun
 
-    def _encoded(self, trial: int, config: object) -> tuple[Floats, Bools] | None:
+    def _encoded(self, trial: int, config: Config) -> tuple[Floats, Bools] | None:
         """A trial's point; None if its configuration is from outside the space, as a fork's may be."""
         if trial not in self._configs:
-            inside = self._space.contains(config)  # type: ignore[arg-type]
-            self._configs[trial] = self._space.encode(config) if inside else None  # type: ignore[arg-type]
+            self._configs[trial] = self._space.encode(config) if self._space.contains(config) else None
         return self._configs[trial]
 
     def _random(self, rng: np.random.Generator) -> Proposal:
@@ -144,7 +141,7 @@ class JointSearcher:
         surrogate = surrogate.given(
             np.array([each.point for each in begun]).reshape(len(begun), len(self._space)),
             np.array([each.active for each in begun], dtype=np.bool_).reshape(len(begun), len(self._space)),
-            np.array([rung_of(each.until) for each in begun]),
+            rungs([each.until for each in begun]),
         )
         seen = self._seen.union(*(keys(each.point[None]) for each in begun))
         return Pool(self._space, surrogate, seen, np.random.default_rng([self._seed, _POOL, self._first]))
@@ -168,7 +165,7 @@ class JointSearcher:
         outcomes = self._outcomes
         untils = np.array(outcomes.untils[:count])
         y = scores(aligned(outcomes.trials[:count], untils, np.array(outcomes.values[:count])), self._values)
-        t = np.log(untils) / math.log(3.0)
+        t = rungs(outcomes.untils[:count])
         rows = chosen(y, t, MOST_DATA, np.random.default_rng([self._seed, _CHOSEN, count]))
         points = np.array([outcomes.points[row] for row in rows])
         active = np.array([outcomes.active[row] for row in rows])

@@ -58,9 +58,10 @@ MOST_DATA = 260
 # --------------------------------------------------------------------------------------------------- what is known
 
 
-def rung_of(until: int) -> float:
-    """Where a rung stands: its number if rungs grow by a factor of three."""
-    return math.log(until) / math.log(3.0)
+def rungs(untils: Sequence[int]) -> Floats:
+    """Where rungs stand (n,): their numbers if they grow by a factor of three."""
+    t: Floats = np.log(np.asarray(untils, dtype=np.float64)) / math.log(3.0)
+    return t
 
 
 @dataclass(slots=True)

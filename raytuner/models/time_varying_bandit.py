@@ -376,10 +376,8 @@ def _settled(space: Space, X: Floats, free: Ints) -> Floats:
     """Points (m, d) moved to where the values that they decode to are encoded."""
     X = X.copy()
     for j in free.tolist():
-        domain = space.params[j].domain
-        assert isinstance(domain, Numeric)
-        X[:, j] = [domain.encode(domain.decode(u)) for u in X[:, j].round(4).tolist()]
-    return np.clip(X, 0.0, 1.0)
+        X[:, j] = space.params[j].domain.snap(X[:, j].round(4))
+    return X
 
 
 # ----------------------------------------------------------------------------------------------------------- encoding

@@ -18,7 +18,7 @@ from raytuner.models.multi_fidelity import (
     Values,
     aligned,
     chosen,
-    rung_of,
+    rungs,
     scores,
 )
 from raytuner.space import Space, choice, loguniform, randint, uniform
@@ -38,7 +38,7 @@ BRANCHES = Space(
 
 
 def test_rungs_that_grow_threefold_are_one_apart() -> None:
-    assert [rung_of(until) for until in (1, 3, 27)] == pytest.approx([0, 1, 3])
+    assert rungs([1, 3, 27]).tolist() == pytest.approx([0, 1, 3])
 
 
 def test_a_rung_is_shifted_by_the_median_difference_shrunk_where_few_were_seen_at_both() -> None:
