@@ -24,6 +24,7 @@ import threadpoolctl
 
 from raytuner.actions import Answer, Proposal
 from raytuner.models.acquisition import Pool, keys
+from raytuner.models.density_ratio import DensityRatio
 from raytuner.models.gaussian_process import Floats, GaussianProcess, likeliest
 from raytuner.models.multi_fidelity import (
     MOST_DATA,
@@ -42,6 +43,9 @@ from raytuner.trial import Config, Observation, Pending
 
 _POOL = int.from_bytes(b"pool", "big")
 _CHOSEN = int.from_bytes(b"data", "big")
+
+LARGE = 2000
+"""From so many outcomes on, kernel densities take the place of the Gaussian process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ class JointSearcher:
         self._random_fraction = random_fraction
         self._values = values
         self._features = Features.of(space)
-        self._outcomes = Outcomes()
+        self._outcomes = Outcomes(len(space))
         self._seen: set[bytes] = set()
         self._configs: dict[int, tuple[Floats, Bools] | None] = {}  # of trials that were heard of or asked about
         self._at_first: list[_Begun] | None = (
@@ -73,6 +77,7 @@ class JointSearcher:
         self._first = 0  # the trial that was asked for then
         self._pool: Pool | None = None
         self._theta: tuple[int, Floats] | None = None  # fitted to so many outcomes
+        self._densities: tuple[int, DensityRatio] | None = None  # of so many outcomes
         self._blas = threadpoolctl.ThreadpoolController()
 
     def ask(self, trial: int, until: int, pending: Sequence[Pending]) -> Answer:
@@ -83,6 +88,8 @@ class JointSearcher:
         early = known + under_way < self._least or known < self._least // 2 + 1
         if rng.random() < self._random_fraction or early or not len(self._space):
             return self._random(rng)
+        if len(self._outcomes) >= LARGE:
+            return self._by_densities(rng, begun)
         with self._blas.limit(limits=1, user_api="blas"):  # last digits depend on the number of threads
             pool = self._pool = self._pool or self._new_pool()
             at_first = {(each.trial, each.until) for each in self._at_first or ()}
@@ -94,6 +101,7 @@ class JointSearcher:
             return self._random(rng)
         note = {
             "origin": "model",
+            "surrogate": "process",
             "outcomes": len(self._outcomes),
             "mean": choice.mean,
             "deviation": choice.deviation,
@@ -133,6 +141,21 @@ class JointSearcher:
     def _random(self, rng: np.random.Generator) -> Proposal:
         return Proposal(self._space.sample(rng), {"origin": "random"})
 
+    # ------------------------------------------------------------------------------------------ a large history
+
+    def _by_densities(self, rng: np.random.Generator, begun: Sequence[_Begun]) -> Proposal:
+        count = last_densities(len(self._outcomes))
+        if self._densities is None or self._densities[0] != count:
+            chance = np.random.default_rng([self._seed, _CHOSEN, count])
+            self._densities = count, DensityRatio.of(self._outcomes, count, self._space, chance)
+        found = self._densities[1].draw(self._space, rng)
+        under_way = {key for each in begun for key in keys(each.point[None])}
+        for place, own in enumerate(keys(found.points)):
+            if own not in self._seen and own not in under_way:
+                note = {"origin": "model", "surrogate": "densities", "outcomes": count, "log_ratio": float(found.log_ratio[place])}
+                return Proposal(self._space.decode(found.points[place]), note)
+        return self._random(rng)
+
     # ----------------------------------------------------------------------------------------------- the model
 
     def _new_pool(self) -> Pool:
@@ -163,14 +186,19 @@ class JointSearcher:
         """Inputs, scores, points, active and top rung of the first ``count`` outcomes, or of those of them that are
         used."""
         outcomes = self._outcomes
-        untils = np.array(outcomes.untils[:count])
-        y = scores(aligned(outcomes.trials[:count], untils, np.array(outcomes.values[:count])), self._values)
-        t = rungs(outcomes.untils[:count])
+        untils = outcomes.untils[:count]
+        y = scores(aligned(outcomes.trials[:count], untils, outcomes.values[:count]), self._values)
+        t = rungs(untils)
         rows = chosen(y, t, MOST_DATA, np.random.default_rng([self._seed, _CHOSEN, count]))
-        points = np.array([outcomes.points[row] for row in rows])
-        active = np.array([outcomes.active[row] for row in rows])
+        points, active = outcomes.points[rows], outcomes.active[rows]
         top = float(t.max())
         return self._features.at(points, active, t[rows], top), y[rows], points, active, top
+
+
+def last_densities(count: int) -> int:
+    """Of how many outcomes the densities are that are in use at ``count`` of them: all but 1 % at most."""
+    step = 1 << max(0, (count // 100).bit_length() - 1)
+    return count - count % step
 
 
 def last_fit(count: int) -> int:

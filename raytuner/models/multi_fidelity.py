@@ -28,9 +28,10 @@ Of more than `MOST_DATA` outcomes the best, the newest of the highest rungs and 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Self
 
 import numpy as np
@@ -58,65 +59,84 @@ MOST_DATA = 260
 # --------------------------------------------------------------------------------------------------- what is known
 
 
-def rungs(untils: Sequence[int]) -> Floats:
+def rungs(untils: Sequence[int] | Ints) -> Floats:
     """Where rungs stand (n,): their numbers if they grow by a factor of three."""
     t: Floats = np.log(np.asarray(untils, dtype=np.float64)) / math.log(3.0)
     return t
 
 
-@dataclass(slots=True)
 class Outcomes:
     """What trials said at their rungs, in the order in which it was heard; one value per trial and rung."""
 
-    points: list[Floats] = field(default_factory=list)  # each (d,)
-    active: list[Bools] = field(default_factory=list)  # each (d,)
-    untils: list[int] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)  # inf: failed
-    trials: list[int] = field(default_factory=list)
-    _rows: dict[int, dict[int, int]] = field(default_factory=dict)  # trial -> until -> row
+    def __init__(self, d: int) -> None:
+        self._count = 0
+        self._points = np.zeros((64, d))
+        self._active = np.zeros((64, d), dtype=np.bool_)
+        self._untils = np.zeros(64, dtype=np.int64)
+        self._values = np.zeros(64)
+        self._trials = np.zeros(64, dtype=np.int64)
+        self._heard: dict[int, set[int]] = {}  # trial -> rungs
 
     def __len__(self) -> int:
-        return len(self.values)
+        return self._count
+
+    @property
+    def points(self) -> Floats:
+        return self._points[: self._count]  # (n, d)
+
+    @property
+    def active(self) -> Bools:
+        return self._active[: self._count]  # (n, d)
+
+    @property
+    def untils(self) -> Ints:
+        return self._untils[: self._count]  # (n,)
+
+    @property
+    def values(self) -> Floats:
+        return self._values[: self._count]  # (n,), inf: failed
+
+    @property
+    def trials(self) -> Ints:
+        return self._trials[: self._count]  # (n,)
 
     def add(self, trial: int, until: int, value: float, point: Floats, active: Bools) -> bool:
         """Take note of an outcome; whether it was new."""
-        rows = self._rows.setdefault(trial, {})
-        if until in rows:
+        heard = self._heard.setdefault(trial, set())
+        if until in heard:
             return False
-        rows[until] = len(self.values)
-        self.points.append(point)
-        self.active.append(active)
-        self.untils.append(until)
-        self.values.append(value)
-        self.trials.append(trial)
+        heard.add(until)
+        if self._count == len(self._values):
+            for name in ("_points", "_active", "_untils", "_values", "_trials"):
+                full = getattr(self, name)
+                setattr(self, name, np.concatenate([full, np.zeros_like(full)]))
+        place, self._count = self._count, self._count + 1
+        self._points[place], self._active[place] = point, active
+        self._untils[place], self._values[place], self._trials[place] = until, value, trial
         return True
 
     @property
     def tried(self) -> int:
         """How many trials were heard of."""
-        return len(self._rows)
+        return len(self._heard)
 
     def has(self, trial: int) -> bool:
-        return trial in self._rows
+        return trial in self._heard
 
 
-def aligned(trials: Sequence[int], untils: Ints, values: Floats) -> Floats:
+def aligned(trials: Ints, untils: Ints, values: Floats) -> Floats:
     """Values (n,) of all rungs as if they were of the highest; failed ones, inf, as the worst of the others."""
     finite = np.isfinite(values)
     shifted = np.where(finite, values, values[finite].max(initial=-math.inf) if finite.any() else 0.0)
-    rungs = np.unique(untils)
-    at = [
-        dict(zip(np.asarray(trials)[rows].tolist(), values[rows].tolist(), strict=True))
-        for rows in (untils == rung for rung in rungs)
-    ]
+    rows = [np.flatnonzero(untils == rung) for rung in np.unique(untils)]
     shift = 0.0
-    for place in range(len(rungs) - 2, -1, -1):
-        here, above = at[place], at[place + 1]
-        differences = [above[trial] - value for trial, value in here.items() if trial in above]
-        differences = [difference for difference in differences if math.isfinite(difference)]
-        if differences:
+    for here, above in reversed(list(itertools.pairwise(rows))):
+        _, at, at_above = np.intersect1d(trials[here], trials[above], assume_unique=True, return_indices=True)
+        both = finite[here[at]] & finite[above[at_above]]
+        differences = values[above[at_above[both]]] - values[here[at[both]]]
+        if len(differences):
             shift += float(np.median(differences)) * len(differences) / (len(differences) + 1)
-        shifted[untils == rungs[place]] += shift
+        shifted[here] += shift
     return shifted
 
 

@@ -1,0 +1,78 @@
+"""What to try next where very much is known: kernel densities of the good and of the others, over all rungs.
+
+The tree-structured Parzen estimator in its multivariate form (Bergstra et al. 2011, section 4; Falkner, Klein & Hutter
+2018, equation 2): the candidate, drawn from the density of the good, with the largest ratio of that density to the
+density of the others. As a `multi_fidelity.Surrogate` it is of all rungs: each configuration counts once, with its
+value at the highest rung that it reached, aligned to the top rung.
+
+    good     a tenth, `LEAST_GOOD` or more and `MOST_GOOD` or fewer, by aligned value; what was seen farther below the
+             top must be better by 0.3 deviations for each rung
+    others   a random choice of `MOST_OTHERS` of the rest: for a ratio that is enough, and its cost does not grow
+"""
+
+# Notation: as in `raytuner.models.multi_fidelity`.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from raytuner.models.multi_fidelity import Outcomes, aligned, rungs, scores
+from raytuner.models.parzen import Bools, Floats, Ints, Parzen
+from raytuner.space import Space
+
+LEAST_GOOD, MOST_GOOD, MOST_OTHERS = 8, 48, 160
+
+DRAWN, WIDER = 48, 1.5
+"""Candidates of a proposal, and how much wider than the model they are drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Points that were drawn, the largest ratio first."""
+
+    points: Floats  # (m, d)
+    active: Bools  # (m, d)
+    log_ratio: Floats  # (m,)
+
+
+@dataclass(frozen=True, slots=True)
+class DensityRatio:
+    """The two densities."""
+
+    good: Parzen
+    others: Parzen
+
+    @classmethod
+    def of(cls, outcomes: Outcomes, count: int, space: Space, rng: np.random.Generator) -> Self:
+        """The model of the first ``count`` outcomes, at least two configurations."""
+        trials, untils = outcomes.trials[:count], outcomes.untils[:count]
+        y = scores(aligned(trials, untils, outcomes.values[:count]), "standard")
+        t = rungs(untils)
+        order = np.lexsort((-t, trials))  # of each trial the highest rung first
+        best_known = order[np.unique(trials[order], return_index=True)[1]]
+        y = y[best_known] + 0.3 * (t.max() - t[best_known])
+        ranked = best_known[np.argsort(y, kind="stable")]
+        n_good = min(max(LEAST_GOOD, len(ranked) // 10), MOST_GOOD, len(ranked) - 1)
+        rest = ranked[n_good:]
+        if len(rest) > MOST_OTHERS:
+            rest = np.sort(rng.choice(rest, MOST_OTHERS, replace=False))
+        return cls(_density(outcomes, ranked[:n_good], space), _density(outcomes, rest, space))
+
+    def draw(self, space: Space, rng: np.random.Generator) -> Candidates:
+        """Candidates for one proposal."""
+        points, active = space.snap(self.good.sample(rng, DRAWN, WIDER))
+        log_ratio = self.log_ratio(points, active)
+        best = np.argsort(-log_ratio, kind="stable")
+        return Candidates(points[best], active[best], log_ratio[best])
+
+    def log_ratio(self, points: Floats, active: Bools) -> Floats:
+        """Log of the densities' ratio at points (m, d); (m,)."""
+        ratio: Floats = self.good.log_density(points, active) - self.others.log_density(points, active)
+        return ratio
+
+
+def _density(outcomes: Outcomes, rows: Ints, space: Space) -> Parzen:
+    return Parzen.fit(outcomes.points[rows], outcomes.active[rows], space.categories, 0.01)
