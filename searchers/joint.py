@@ -23,7 +23,8 @@ import numpy as np
 import threadpoolctl
 
 from raytuner.actions import Answer, Proposal
-from raytuner.models.acquisition import Pool, keys
+from raytuner.explanation import Evidence, Explanation
+from raytuner.models.acquisition import Acquisition, Choice, Improvement, Pool, keys
 from raytuner.models.density_ratio import DensityRatio
 from raytuner.models.gaussian_process import Floats, GaussianProcess, likeliest
 from raytuner.models.multi_fidelity import (
@@ -34,15 +35,21 @@ from raytuner.models.multi_fidelity import (
     Values,
     aligned,
     chosen,
+    highest,
     rungs,
     scores,
+    unscored,
 )
-from raytuner.models.parzen import Bools
+from raytuner.models.parzen import Bools, Ints
+from raytuner.protocols import Searcher
 from raytuner.space import Space
 from raytuner.trial import Config, Observation, Pending
 
 _POOL = int.from_bytes(b"pool", "big")
 _CHOSEN = int.from_bytes(b"data", "big")
+
+EVIDENCE = 8
+"""So many outcomes at most are named in an explanation."""
 
 LARGE = 2000
 """From so many outcomes on, kernel densities take the place of the Gaussian process."""
@@ -59,14 +66,32 @@ class _Begun:
 
 
 class JointSearcher:
-    """The machine of ``BOHB(model="joint")``. ``least``: trials that are begun before the model is asked."""
+    """The machine of ``BOHB(model="joint")``, and of `raytuner.searchers.GPSearch`.
 
-    def __init__(self, space: Space, seed: int, least: int, random_fraction: float, values: Values) -> None:
+    ``least``: trials that are begun before the model is asked; ``start`` proposes them, at random if it is None.
+    ``over_rungs``: whether each rung is a place of its own; otherwise a trial counts once, with its value at the highest
+    rung that it was seen at, aligned.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        seed: int,
+        least: int,
+        random_fraction: float,
+        values: Values,
+        acquisition: Acquisition | None = None,
+        over_rungs: bool = True,
+        start: Searcher | None = None,
+    ) -> None:
         self._space = space
         self._seed = seed
         self._least = least
         self._random_fraction = random_fraction
         self._values = values
+        self._acquisition = acquisition or Improvement()
+        self._over_rungs = over_rungs
+        self._start = start
         self._features = Features.of(space)
         self._outcomes = Outcomes(len(space))
         self._seen: set[bytes] = set()
@@ -86,6 +111,8 @@ class JointSearcher:
         known = self._outcomes.tried
         under_way = sum(not self._outcomes.has(each.trial) for each in begun)
         early = known + under_way < self._least or known < self._least // 2 + 1
+        if early and self._start is not None:
+            return self._start.ask(trial, until, pending)
         if rng.random() < self._random_fraction or early or not len(self._space):
             return self._random(rng)
         if len(self._outcomes) >= LARGE:
@@ -94,18 +121,20 @@ class JointSearcher:
             pool = self._pool = self._pool or self._new_pool()
             at_first = {(each.trial, each.until) for each in self._at_first or ()}
             later = [each for each in begun if (each.trial, each.until) not in at_first]
-            t = rungs([each.until for each in later]).tolist()
+            t = self._rungs([each.until for each in later]).tolist()
             since = [(each.point, each.active, rung) for each, rung in zip(later, t, strict=True)]
             choice = pool.choose(since)
-        if choice is None:
-            return self._random(rng)
+            if choice is None:
+                return self._random(rng)
+            mean, deviation = self._predicted(choice)
         note = {
             "origin": "model",
             "surrogate": "process",
             "outcomes": len(self._outcomes),
-            "mean": choice.mean,
-            "deviation": choice.deviation,
-            "log_improvement": choice.log_improvement,
+            "rung": int(self._outcomes.untils.max()),
+            "mean": mean,
+            "deviation": deviation,
+            "acquisition": choice.acquisition,
         }
         return Proposal(self._space.decode(choice.point), note)
 
@@ -121,6 +150,46 @@ class JointSearcher:
 
     def recall(self, trial: int, until: int, pending: Sequence[Pending], answer: Answer) -> None:
         self._note(trial, pending)
+
+    def explain(self, config: Config) -> Explanation | None:
+        """What the model expects of a configuration at the top rung; None while it knows too little for a model.
+
+        ValueError if the configuration is not in the space.
+        """
+        point, active = self._space.encode(config)
+        count, outcomes = len(self._outcomes), self._outcomes
+        if not len(self._space) or outcomes.tried < 2:
+            return None
+        if count >= LARGE:
+            count, densities = self._latest_densities()
+            rows, weights = densities.evidence(point, active)
+            ratio = float(densities.log_ratio(point[None], active[None])[0])
+            mean, deviation, acquisition, surrogate = None, None, ratio, "densities"
+        else:
+            with self._blas.limit(limits=1, user_api="blas"):
+                model = self._surrogate()
+                rng = np.random.default_rng([self._seed, _POOL])
+                choice = Pool(self._space, model, set(), rng, self._acquisition).worth(point, active)
+                rows, weights = model.rows, model.weights(point, active)
+            (mean, deviation), acquisition, surrogate = self._predicted(choice), choice.acquisition, "process"
+        most = np.argsort(-np.abs(weights), kind="stable")[:EVIDENCE]
+        evidence = []
+        for row, weight in zip(rows[most], weights[most], strict=True):
+            value = float(outcomes.values[row])
+            trial, step = int(outcomes.trials[row]), int(outcomes.untils[row])
+            evidence.append(Evidence(trial, step, value if math.isfinite(value) else None, float(weight)))
+        top = int(outcomes.untils[:count].max())
+        return Explanation(surrogate, count, top, mean, deviation, acquisition, tuple(evidence))
+
+    def _predicted(self, choice: Choice) -> tuple[float | None, float | None]:
+        """Mean and deviation in the unit of what was told, at the top rung; None where they are no finite numbers."""
+        outcomes = self._outcomes
+        values = aligned(outcomes.trials, outcomes.untils, outcomes.values)
+        s, sd = choice.mean, choice.deviation
+        with np.errstate(all="ignore"):
+            mean, low, high = (unscored(score, values, self._values) for score in (s, s - sd, s + sd))
+        found = mean, (high - low) / 2
+        return found if math.isfinite(found[0]) and math.isfinite(found[1]) else (None, None)
 
     def _note(self, trial: int, pending: Sequence[Pending]) -> list[_Begun]:
         """What is under way; it is kept if this is the first that is asked since something was told."""
@@ -144,17 +213,28 @@ class JointSearcher:
     # ------------------------------------------------------------------------------------------ a large history
 
     def _by_densities(self, rng: np.random.Generator, begun: Sequence[_Begun]) -> Proposal:
+        count, densities = self._latest_densities()
+        found = densities.draw(self._space, rng)
+        under_way = {key for each in begun for key in keys(each.point[None])}
+        for place, own in enumerate(keys(found.points)):
+            if own not in self._seen and own not in under_way:
+                note = {
+                    "origin": "model",
+                    "surrogate": "densities",
+                    "outcomes": count,
+                    "rung": int(self._outcomes.untils[:count].max()),
+                    "acquisition": float(found.log_ratio[place]),
+                }
+                return Proposal(self._space.decode(found.points[place]), note)
+        return self._random(rng)
+
+    def _latest_densities(self) -> tuple[int, DensityRatio]:
+        """Those in use now, and of how many outcomes they are."""
         count = last_densities(len(self._outcomes))
         if self._densities is None or self._densities[0] != count:
             chance = np.random.default_rng([self._seed, _CHOSEN, count])
             self._densities = count, DensityRatio.of(self._outcomes, count, self._space, chance)
-        found = self._densities[1].draw(self._space, rng)
-        under_way = {key for each in begun for key in keys(each.point[None])}
-        for place, own in enumerate(keys(found.points)):
-            if own not in self._seen and own not in under_way:
-                note = {"origin": "model", "surrogate": "densities", "outcomes": count, "log_ratio": float(found.log_ratio[place])}
-                return Proposal(self._space.decode(found.points[place]), note)
-        return self._random(rng)
+        return self._densities
 
     # ----------------------------------------------------------------------------------------------- the model
 
@@ -164,10 +244,11 @@ class JointSearcher:
         surrogate = surrogate.given(
             np.array([each.point for each in begun]).reshape(len(begun), len(self._space)),
             np.array([each.active for each in begun], dtype=np.bool_).reshape(len(begun), len(self._space)),
-            rungs([each.until for each in begun]),
+            self._rungs([each.until for each in begun]),
         )
         seen = self._seen.union(*(keys(each.point[None]) for each in begun))
-        return Pool(self._space, surrogate, seen, np.random.default_rng([self._seed, _POOL, self._first]))
+        rng = np.random.default_rng([self._seed, _POOL, self._first])
+        return Pool(self._space, surrogate, seen, rng, self._acquisition)
 
     def _surrogate(self) -> Surrogate:
         """The model of all that was told."""
@@ -176,23 +257,26 @@ class JointSearcher:
         if self._theta is None or self._theta[0] != fitted:
             inputs, y, *_ = self._data(fitted)
             self._theta = fitted, likeliest(self._features.kernel, inputs, y, self._features.noise)
-        inputs, y, points, active, top = self._data(count)
+        inputs, y, rows, top = self._data(count)
+        points, active = self._outcomes.points[rows], self._outcomes.active[rows]
         kernel, noise = self._features.kernel, self._features.noise
         return Surrogate(
-            self._features, GaussianProcess.of(kernel, self._theta[1], inputs, y, noise), points, active, top
+            self._features, GaussianProcess.of(kernel, self._theta[1], inputs, y, noise), points, active, top, rows
         )
 
-    def _data(self, count: int) -> tuple[Floats, Floats, Floats, Bools, float]:
-        """Inputs, scores, points, active and top rung of the first ``count`` outcomes, or of those of them that are
-        used."""
+    def _rungs(self, untils: Sequence[int]) -> Floats:
+        return rungs(untils) if self._over_rungs else np.zeros(len(untils))
+
+    def _data(self, count: int) -> tuple[Floats, Floats, Ints, float]:
+        """Inputs and scores of those of the first ``count`` outcomes that are used, which these are, the top rung."""
         outcomes = self._outcomes
         untils = outcomes.untils[:count]
         y = scores(aligned(outcomes.trials[:count], untils, outcomes.values[:count]), self._values)
-        t = rungs(untils)
-        rows = chosen(y, t, MOST_DATA, np.random.default_rng([self._seed, _CHOSEN, count]))
-        points, active = outcomes.points[rows], outcomes.active[rows]
+        t = rungs(untils) if self._over_rungs else np.zeros(count)
+        last = np.arange(count) if self._over_rungs else np.sort(highest(outcomes.trials[:count], untils))
+        rows = last[chosen(y[last], t[last], MOST_DATA, np.random.default_rng([self._seed, _CHOSEN, count]))]
         top = float(t.max())
-        return self._features.at(points, active, t[rows], top), y[rows], points, active, top
+        return self._features.at(outcomes.points[rows], outcomes.active[rows], t[rows], top), y[rows], rows, top
 
 
 def last_densities(count: int) -> int:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, fields
-from typing import Self, cast
+from typing import Protocol, Self, cast
 
 import numpy as np
 from scipy.linalg import solve_triangular
@@ -59,6 +59,44 @@ def log_expected_improvement(mean: Floats, deviation: Floats, best: float) -> Fl
     return result
 
 
+class Acquisition(Protocol):
+    """What makes a point worth trying: larger is better."""
+
+    def at(self, mean: Floats, deviation: Floats, best: float) -> Floats:
+        """Of normal predictions (m,), where ``best`` is the lowest mean so far."""
+
+    def slope(self, mean: float, deviation: float, best: float) -> tuple[float, float, float]:
+        """The same of one, and its derivatives with respect to mean and deviation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Improvement:
+    """The logarithm of the expected improvement over the best."""
+
+    def at(self, mean: Floats, deviation: Floats, best: float) -> Floats:
+        return log_expected_improvement(mean, deviation, best)
+
+    def slope(self, mean: float, deviation: float, best: float) -> tuple[float, float, float]:
+        value = float(log_expected_improvement(np.array([mean]), np.array([deviation]), best)[0])
+        # d log EI = (-Phi(u) dmean + phi(u) ddeviation) / EI, in logarithms for the far tail
+        u = (best - mean) / deviation
+        of_mean = -math.exp(float(log_ndtr(u)) - value)
+        return value, of_mean, math.exp(-0.5 * u * u - _LOG_SQRT_2_PI - value)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfidenceBound:
+    """``beta`` deviations below the mean, as a gain: GP-UCB, Srinivas et al. 2010, for minimisation."""
+
+    beta: float = 2.0
+
+    def at(self, mean: Floats, deviation: Floats, best: float) -> Floats:
+        return self.beta * deviation - mean
+
+    def slope(self, mean: float, deviation: float, best: float) -> tuple[float, float, float]:
+        return self.beta * deviation - mean, -1.0, self.beta
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """A point of the pool (d,), and what is expected of it: scores at the top rung."""
@@ -67,14 +105,22 @@ class Choice:
     active: Bools
     mean: float
     deviation: float
-    log_improvement: float
+    acquisition: float
     best: float  # that it is to improve on
 
 
 class Pool:
     """Candidates for the trials that are begun while nothing new is heard. ``seen``: keys of points not to propose."""
 
-    def __init__(self, space: Space, surrogate: Surrogate, seen: Set[bytes], rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        space: Space,
+        surrogate: Surrogate,
+        seen: Set[bytes],
+        rng: np.random.Generator,
+        acquisition: Acquisition | None = None,
+    ) -> None:
+        self._acquisition = acquisition or Improvement()
         self._space = space
         self._model = surrogate
         self._seen = seen
@@ -118,15 +164,14 @@ class Pool:
         if not self._free.any():
             return None
         deviation = self._deviation(self._reduced)
-        log_improvement = log_expected_improvement(self._mean, deviation, self._best)
-        log_improvement = np.where(self._free, log_improvement, -math.inf)
-        best = int(log_improvement.argmax())
+        worth = np.where(self._free, self._acquisition.at(self._mean, deviation, self._best), -math.inf)
+        best = int(worth.argmax())
         return Choice(
             self._points[best],
             self._active[best],
             float(self._mean[best]),
             float(deviation[best]),
-            float(log_improvement[best]),
+            float(worth[best]),
             self._best,
         )
 
@@ -145,6 +190,13 @@ class Pool:
         self._begun = begun.another(own, at, v, np.append(row, pivot), V)
         self._free[self._places.get(own[0], [])] = False
         self._best = min(self._best, float(process.mean(top)[0]))
+
+    def worth(self, point: Floats, active: Bools) -> Choice:
+        """What is expected of any point (d,), given the data and what was under way at the start."""
+        of = self._weighed(point[None], active[None])
+        deviation = self._deviation(of.reduced)
+        acquisition = self._acquisition.at(of.mean, deviation, self._base[1])
+        return Choice(point, active, float(of.mean[0]), float(deviation[0]), float(acquisition[0]), self._base[1])
 
     # -------------------------------------------------------------------------------------------- the candidates
 
@@ -187,8 +239,8 @@ class Pool:
         return _Weighed(points, active, inputs, tried, mean, V, np.einsum("nm,nm->m", V, V))
 
     def _score(self, of: _Weighed) -> Floats:
-        """Log expected improvement, -inf where a point was tried."""
-        score = log_expected_improvement(of.mean, self._deviation(of.reduced), self._best)
+        """The acquisition, -inf where a point was tried."""
+        score = self._acquisition.at(of.mean, self._deviation(of.reduced), self._best)
         return np.where(of.tried, -math.inf, score)
 
     def _deviation(self, reduced: Floats) -> Floats:
@@ -222,11 +274,7 @@ class Pool:
             w = self._inverse @ k
             mean = process.centre + process.scale * float(k @ process.alpha)
             deviation = process.scale * math.sqrt(max(process.signal - float(k @ w), 1e-12))
-            value = float(log_expected_improvement(np.array([mean]), np.array([deviation]), self._best)[0])
-            # d log EI = (-Phi(u) dmean + phi(u) ddeviation) / EI, in logarithms for the far tail
-            u = (self._best - mean) / deviation
-            of_mean = -math.exp(float(log_ndtr(u)) - value)
-            of_deviation = math.exp(-0.5 * u * u - _LOG_SQRT_2_PI - value)
+            value, of_mean, of_deviation = self._acquisition.slope(mean, deviation, self._best)
             d_mean = process.scale * (process.alpha @ slope)
             d_deviation = -(process.scale**2) * (w @ slope) / deviation
             return -value, -(of_mean * d_mean + of_deviation * d_deviation)

@@ -19,7 +19,7 @@ from typing import Self
 
 import numpy as np
 
-from raytuner.models.multi_fidelity import Outcomes, aligned, rungs, scores
+from raytuner.models.multi_fidelity import Outcomes, aligned, highest, rungs, scores
 from raytuner.models.parzen import Bools, Floats, Ints, Parzen
 from raytuner.space import Space
 
@@ -44,6 +44,7 @@ class DensityRatio:
 
     good: Parzen
     others: Parzen
+    rows: Ints  # which outcomes the good are
 
     @classmethod
     def of(cls, outcomes: Outcomes, count: int, space: Space, rng: np.random.Generator) -> Self:
@@ -51,15 +52,14 @@ class DensityRatio:
         trials, untils = outcomes.trials[:count], outcomes.untils[:count]
         y = scores(aligned(trials, untils, outcomes.values[:count]), "standard")
         t = rungs(untils)
-        order = np.lexsort((-t, trials))  # of each trial the highest rung first
-        best_known = order[np.unique(trials[order], return_index=True)[1]]
+        best_known = highest(trials, untils)
         y = y[best_known] + 0.3 * (t.max() - t[best_known])
         ranked = best_known[np.argsort(y, kind="stable")]
         n_good = min(max(LEAST_GOOD, len(ranked) // 10), MOST_GOOD, len(ranked) - 1)
         rest = ranked[n_good:]
         if len(rest) > MOST_OTHERS:
             rest = np.sort(rng.choice(rest, MOST_OTHERS, replace=False))
-        return cls(_density(outcomes, ranked[:n_good], space), _density(outcomes, rest, space))
+        return cls(_density(outcomes, ranked[:n_good], space), _density(outcomes, rest, space), ranked[:n_good])
 
     def draw(self, space: Space, rng: np.random.Generator) -> Candidates:
         """Candidates for one proposal."""
@@ -72,6 +72,11 @@ class DensityRatio:
         """Log of the densities' ratio at points (m, d); (m,)."""
         ratio: Floats = self.good.log_density(points, active) - self.others.log_density(points, active)
         return ratio
+
+    def evidence(self, point: Floats, active: Bools) -> tuple[Ints, Floats]:
+        """The good outcomes, and the share of each in their density at a point (d,)."""
+        kernels = np.exp(self.good.log_kernels(point[None], active[None])[0])
+        return self.rows, kernels / max(float(kernels.sum()), 1e-300)
 
 
 def _density(outcomes: Outcomes, rows: Ints, space: Space) -> Parzen:

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 
 from raytuner.models.gaussian_process import (
     Decay,
@@ -124,6 +124,13 @@ class Outcomes:
         return trial in self._heard
 
 
+def highest(trials: Ints, untils: Ints) -> Ints:
+    """Of each trial the outcome at the highest rung that it was seen at: rows, by trial."""
+    order = np.lexsort((-untils, trials))
+    rows: Ints = order[np.unique(trials[order], return_index=True)[1]]
+    return rows
+
+
 def aligned(trials: Ints, untils: Ints, values: Floats) -> Floats:
     """Values (n,) of all rungs as if they were of the highest; failed ones, inf, as the worst of the others."""
     finite = np.isfinite(values)
@@ -167,6 +174,19 @@ def chosen(y: Floats, t: Floats, most: int, rng: np.random.Generator) -> Ints:
     sure = np.union1d(best, newest)
     others = np.setdiff1d(np.arange(n), sure)
     return np.sort(np.concatenate([sure, rng.choice(others, most - len(sure), replace=False)]))
+
+
+def unscored(score: float, values: Floats, how: Values) -> float:
+    """The aligned value that has a score, among the ``values`` (n,) that `scores` were taken of."""
+    if how == "rank":
+        order = np.sort(values)
+        return float(np.interp(ndtr(score) * len(values) - 0.5, np.arange(len(values)), order))
+    low, middle, high = values.min(), np.median(values), np.quantile(values, 0.8)
+    if how == "log" and high > low:
+        scale = float(middle - low) or float(high - low)
+        return float(low + scale * (math.exp(min(score, 700.0)) - 0.1))
+    _, centre, deviation = standardised(np.minimum(values, high))
+    return centre + deviation * score
 
 
 # ------------------------------------------------------------------------------------------------------- the model
@@ -249,6 +269,7 @@ class Surrogate:
     points: Floats  # (n, d), of the outcomes that were used, and of pending trials behind them
     active: Bools  # (n, d)
     top: float
+    rows: Ints  # (n,), which outcomes they are; -1: pending
 
     def at_top(self, points: Floats, active: Bools) -> Floats:
         """Inputs of points (m, d) at the top rung."""
@@ -269,4 +290,14 @@ class Surrogate:
             np.concatenate([self.points, points]),
             np.concatenate([self.active, active]),
             self.top,
+            np.concatenate([self.rows, np.full(len(points), -1)]),
         )
+
+    def weights(self, point: Floats, active: Bools) -> Floats:
+        """How much each outcome's score counts in the mean predicted at the top rung for a point (d,); (n,).
+
+        K^-1 k: the mean is their sum, weighed so, plus what is left of the prior's mean.
+        """
+        k = self.process.covariances(self.at_top(point[None], active[None]))[0]
+        weights: Floats = self.process.inverse() @ k
+        return weights

@@ -68,6 +68,14 @@ class Parzen:
 
     def log_density(self, points: Floats, active: Bools) -> Floats:
         """Log density at ``points`` (m, d), integrated over the coordinates that are not ``active``; (m,)."""
+        kernels = self.log_kernels(points, active)
+        top = kernels.max(axis=1, keepdims=True)  # (m, 1)
+        kernels -= top
+        total: Floats = top[:, 0] + np.log(np.exp(kernels, out=kernels).mean(axis=1))
+        return total
+
+    def log_kernels(self, points: Floats, active: Bools) -> Floats:
+        """The log of each datum's kernel at ``points`` (m, d); (m, n)."""
         kernels = np.zeros((len(points), len(self.points)))  # (m, n), log prod_j k_j
         # No matrix product here: threaded BLAS stalls for 10 ms where trials keep the cores busy, and its last digits
         # depend on their number.
@@ -76,10 +84,7 @@ class Parzen:
             log_k = _log_truncated_normal(x, m, a, h) if r == 0 else _log_aitchison_aitken(x, m, a, r, h)  # (m, n)
             log_k[~active[:, j]] = 0.0
             kernels += log_k
-        top = kernels.max(axis=1, keepdims=True)  # (m, 1)
-        kernels -= top
-        total: Floats = top[:, 0] + np.log(np.exp(kernels, out=kernels).mean(axis=1))
-        return total
+        return kernels
 
     def sample(self, rng: np.random.Generator, m: int, bandwidth_factor: float = 1.0) -> Floats:
         """Draw (m, d) points from the density with all bandwidths multiplied by ``bandwidth_factor``.

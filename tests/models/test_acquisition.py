@@ -61,7 +61,12 @@ def surrogate(n: int = 30) -> Surrogate:
     points, active = SPACE.snap(np.random.default_rng(1).random((n, len(SPACE))))
     inputs = features.at(points, active, np.zeros(n), 0.0)
     return Surrogate(
-        features, GaussianProcess.fit(features.kernel, inputs, bowl(points), features.noise), points, active, 0.0
+        features,
+        GaussianProcess.fit(features.kernel, inputs, bowl(points), features.noise),
+        points,
+        active,
+        0.0,
+        np.arange(n),
     )
 
 
@@ -82,7 +87,7 @@ def test_the_best_candidate_beats_a_thousand_random_points() -> None:
     found = chosen(pool(), [])
     X, active = SPACE.snap(np.random.default_rng(5).random((1000, len(SPACE))))
     mean, deviation = MODEL.predict(X, active)
-    assert found.log_improvement >= log_expected_improvement(mean, deviation, found.best).max()
+    assert found.acquisition >= log_expected_improvement(mean, deviation, found.best).max()
     assert bowl(found.point[None])[0] < 0.05
 
 
@@ -138,6 +143,7 @@ def test_a_small_space_runs_out() -> None:
         points,
         active,
         0.0,
+        np.arange(40),
     )
     assert len(set(keys(points))) == 6
     assert Pool(space, model, set(keys(points[:-1])), np.random.default_rng(0)).choose([]) is None

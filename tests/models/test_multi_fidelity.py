@@ -152,7 +152,7 @@ def test_a_point_in_all_branches_that_have_its_parameters() -> None:
 def fitted(space: Space, points: Floats, active: np.ndarray, t: Floats, y: Floats, top: float) -> Surrogate:
     features = Features.of(space)
     process = GaussianProcess.fit(features.kernel, features.at(points, active, t, top), y, features.noise)
-    return Surrogate(features, process, points, active, top)
+    return Surrogate(features, process, points, active, top, np.arange(len(points)))
 
 
 def test_low_rungs_speak_for_the_top() -> None:
