@@ -69,8 +69,8 @@ class JointSearcher:
     """The machine of ``BOHB(model="joint")``, and of `raytuner.searchers.GPSearch`.
 
     ``least``: trials that are begun before the model is asked; ``start`` proposes them, at random if it is None.
-    ``over_rungs``: whether each rung is a place of its own; otherwise a trial counts once, with its value at the highest
-    rung that it was seen at, aligned.
+    ``over_rungs``: whether each rung is a place of its own; otherwise a trial counts once, with its value at the
+    highest rung that it was seen at, aligned.
     """
 
     def __init__(
