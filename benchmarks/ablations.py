@@ -1,0 +1,167 @@
+"""What each part of BOHB's joint model is worth: the same regret without it, under each scheduler.
+
+    python benchmarks/ablations.py [--quick] [--schedulers hyperband,promotion] [--parts one-rung,mean] [--problems p,q]
+                                   [--seeds 5] [--workers 8] [--budget 50] [--rig DIR] [--out FILE]
+
+Parts that are taken away, one at a time:
+
+    one-rung        the model of all rungs: only the highest rung with enough outcomes is modelled, as in BOHB of 2018
+    mean            expected improvement: the lowest predicted mean is proposed
+    raw             robust values: neither aligned over rungs nor winsorised, only standardised
+    blind           fantasies: what is under way is not taken to turn out as predicted
+    never-random    the random fraction
+    flat            the priors of the process's parameters: maximum likelihood in place of maximum a posteriori
+
+Problems, clock and regret are those of ``search_quality.py``. Printed: regret after 10, 30 and 100 % of the budget,
+and, paired over problems and seeds, how much lower that of the whole is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import search_quality  # sets the number of threads: before NumPy
+from _problems import PROBLEMS
+from _search import SEARCHERS
+
+import numpy as np  # isort: skip
+
+from raytuner.actions import Answer
+from raytuner.models.acquisition import ConfidenceBound
+from raytuner.models.gaussian_process import Decay, Floats, Matern, Noise, Prior, Product, standardised
+from raytuner.models.multi_fidelity import Features, Values
+from raytuner.models.parzen import Ints
+from raytuner.protocols import Searcher
+from raytuner.searchers.joint import JointSearcher
+from raytuner.space import Space
+from raytuner.trial import Pending
+
+
+class OneRung(JointSearcher):
+    """Knows of the highest rung with enough outcomes only."""
+
+    def _data(self, count: int) -> tuple[Floats, Floats, Ints, float]:
+        untils = self._outcomes.untils[:count]
+        rungs, counts = np.unique(untils, return_counts=True)
+        enough = rungs[counts >= len(self._space) + 3]
+        inputs, y, rows, top = super()._data(count)
+        kept = untils[rows] == (enough.max() if len(enough) else rungs[counts.argmax()])
+        inputs = inputs.copy()
+        inputs[:, -2], inputs[:, -1] = top, 0.0  # as if it were the top
+        return inputs[kept], standardised(y[kept])[0], rows[kept], top
+
+
+class Raw(JointSearcher):
+    """Values as they come."""
+
+    def _data(self, count: int) -> tuple[Floats, Floats, Ints, float]:
+        inputs, _, rows, top = super()._data(count)
+        values = self._outcomes.values[rows]
+        finite = np.isfinite(values)
+        worst = values[finite].max() if finite.any() else 0.0
+        return inputs, standardised(np.where(finite, values, worst))[0], rows, top
+
+
+class Blind(JointSearcher):
+    """Does not know what is under way."""
+
+    def ask(self, trial: int, until: int, pending: Any) -> Answer:
+        under_way: tuple[Pending, ...] = ()
+        return super().ask(trial, until, under_way)
+
+
+class Flat(JointSearcher):
+    """Priors ten times as wide, which the bounds of the fit then are, too."""
+
+    def __init__(
+        self, space: Space, seed: int, least: int, random_fraction: float, values: Values, **rest: Any
+    ) -> None:
+        super().__init__(space, seed, least, random_fraction, values, **rest)
+        self._features = _FlatFeatures.of(space)
+
+
+class _FlatFeatures(Features):
+    @property
+    def kernel(self) -> Product:
+        product = super().kernel
+        assert isinstance(product.a, Matern)
+        assert isinstance(product.b, Decay)
+        return Product(replace(product.a, scale=_wide(product.a.scale)), replace(product.b, rate=_wide(product.b.rate)))
+
+    @property
+    def noise(self) -> Noise:
+        noise = super().noise
+        return replace(noise, level=_wide(noise.level), growth=_wide(noise.growth))
+
+
+def _wide(prior: Prior) -> Prior:
+    return Prior(prior.mean, min(4.0, 4 * prior.sd))
+
+
+@dataclass(frozen=True)
+class Without:
+    """``search_alg=``: BOHB's joint model without a part."""
+
+    kind: type[JointSearcher] = JointSearcher
+    random_fraction: float = 0.05
+    mean_only: bool = False
+
+    def build(self, space: Space, seed: int) -> Searcher:
+        acquisition = ConfidenceBound(1e-9) if self.mean_only else None
+        least = max(6, len(space) + 1)
+        return self.kind(space, seed, least, self.random_fraction, "standard", acquisition=acquisition)
+
+
+PARTS = {
+    "one-rung": Without(OneRung),
+    "mean": Without(mean_only=True),
+    "raw": Without(Raw),
+    "blind": Without(Blind),
+    "never-random": Without(random_fraction=0.0),
+    "flat": Without(Flat),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--quick", action="store_true", help="one problem, one seed, two parts, a small budget")
+    parser.add_argument("--schedulers", default="hyperband,promotion,asha")
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--problems", default=",".join(PROBLEMS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--workers", default="8")
+    parser.add_argument("--budget", type=float, default=50.0)
+    parser.add_argument("--rig", type=Path)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    if given.rig:
+        sys.path.insert(0, str(given.rig))
+    if given.quick:
+        given.schedulers, given.parts, given.problems, given.seeds, given.budget = (
+            "hyperband",
+            "mean",
+            "branin",
+            1,
+            10.0,
+        )
+    SEARCHERS.update(PARTS)
+    problems = given.problems.split(",")
+    for workers in map(int, given.workers.split(",")):
+        for scheduler in given.schedulers.split(","):
+            optimisers = [f"{name}+{scheduler}" for name in ("bohb", *given.parts.split(","))]
+            cells = [
+                (problem, optimiser, seed, workers)
+                for seed in range(given.seeds)
+                for problem in problems
+                for optimiser in optimisers
+            ]
+            found = search_quality.run(cells, given.budget, given.out)
+            search_quality.show(found, problems, optimisers, workers)
+
+
+if __name__ == "__main__":
+    main()
