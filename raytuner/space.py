@@ -254,6 +254,7 @@ class Space:
         default_confidence: float = 0.5,
     ) -> Self:
         """This space with further constraints, and with another default if one is given."""
+        _confidence("default_confidence", default_confidence)
         other = copy.copy(self)
         other.__dict__.pop("grid_points", None)
         other.constraints = (*self.constraints, *checked_constraints(constraints))
