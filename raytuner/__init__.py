@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from raytuner.space import grid_search as grid_search
     from raytuner.space import lograndint as lograndint
     from raytuner.space import loguniform as loguniform
+    from raytuner.space import ordinal as ordinal
     from raytuner.space import qlograndint as qlograndint
     from raytuner.space import qloguniform as qloguniform
     from raytuner.space import qrandint as qrandint
@@ -55,7 +56,7 @@ _HOME = {
     "raytuner.session": ["get_checkpoint", "get_context", "report", "should_checkpoint"],
     "raytuner.space": [
         *("uniform", "quniform", "loguniform", "qloguniform", "randn", "qrandn", "randint", "qrandint", "lograndint"),
-        *("qlograndint", "choice", "grid_search", "sample_from"),
+        *("qlograndint", "choice", "ordinal", "grid_search", "sample_from"),
     ],
     "raytuner.stopper": ["Stopper"],
     "raytuner.trainable": ["Trainable", "with_parameters", "with_resources"],

@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raytuner.objective import AUTOMATIC
-from raytuner.space import Choice, Space, pack, same
+from raytuner.space import Choice, Ordinal, Space, pack, same
 from raytuner.trial import Config, Metrics, Trial
 
 
@@ -207,6 +207,9 @@ def point_of(space: Space, config: Config) -> tuple[NDArray[np.float64], NDArray
             same_as = [number for number, option in enumerate(param.domain.options) if same(option, value)]
             if same_as:
                 x[place], active[place] = param.domain.coordinate(same_as[0]), True
+        elif isinstance(param.domain, Ordinal):
+            if param.domain.contains(value):
+                x[place], active[place] = param.domain.encode(value), True
         elif isinstance(value, int | float) and not isinstance(value, bool):
             active[place] = True
             with suppress(ValueError):  # the logarithm of what is not positive

@@ -594,7 +594,7 @@ class _Play:
         budget = None if tuner._config.budget_s is None else TimeBudget(tuner._config.budget_s)
         driver = Driver(
             study,
-            tuner._searcher.build(tuner._space, self._seed),
+            tuner._search.build(tuner._space, self._seed),
             self._memory,
             self._world,
             simulation,

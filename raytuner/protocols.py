@@ -65,7 +65,11 @@ class SearchAlgorithm(Protocol):
 
 
 class SchedulingPolicy(Protocol):
-    """What a user writes as ``scheduler=``: settings, from which each study builds a fresh scheduler."""
+    """What a user writes as ``scheduler=``: settings, from which each study builds a fresh scheduler.
+
+    Of one whose scheduler makes configurations (it has an attribute ``explores``, which is true) `build` takes another
+    argument where the study has constraints: a predicate, whether a configuration may be tried.
+    """
 
     def build(self, seed: int) -> Scheduler: ...
 

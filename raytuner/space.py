@@ -19,6 +19,7 @@ One coordinate per dimension:
   mass. Ray's `quniform` gives its two edges half of it, and Ray's log-integers own k to k + 1.
 - normal: the cumulative probability, clipped to [1e-8, 1 - 1e-8], which is ±5.6 standard deviations: such a value is
   drawn at the edge instead, and a configuration from beyond it is encoded there.
+- `ordinal`: option i of n at (i + 1/2) / n, a number for models (``categories`` is 0).
 - `choice` and `grid_search`: option i of n at (i + 1/2) / n. A grid is a categorical dimension for models and tables;
   `Space.sample` walks it when it is given the number of the grid point.
 
@@ -29,101 +30,133 @@ Objects that are no plain values (datasets, functions, instances) may stand wher
 configurations and descriptions a token stands for each (`raytuner.held`), a plain value like any other: so a
 configuration can be written down, and is compared by what the objects are. `Space.objects` has the objects.
 
-Not here: constraints and priors over spaces, and Ray's own domain objects.
+A space may have constraints, predicates over configurations: then `Space.sample` draws until all hold, and what is
+decoded must be asked about with `Space.feasible`. It may have priors (`raytuner.prior`), for `Space.log_prior` and
+`Space.sample_prior`; `Space.sample` knows nothing of them, as ``uniform`` means uniform.
+
+Not here: Ray's own domain objects.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import math
 import random
+import re
 import sys
 import warnings
 import zlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from functools import cache
+from functools import cache, cached_property
 from statistics import NormalDist
-from typing import Any, NoReturn, Protocol, TypeGuard
+from typing import Any, NoReturn, Protocol, Self, TypeGuard, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from raytuner.held import Held, hold, supply
+from raytuner.prior import Belief, Bump, Mass, Prior
 
 # ------------------------------------------------------------------------------------- the constructors, as Ray's
 
 _NOT_GIVEN = object()
 
+Believed = tuple[Any, float] | None
+"""``prior=``: (the value thought best, a confidence between 0 and 1), as `raytuner.prior` says; None: nothing."""
 
-def uniform(lower: float, upper: float) -> Float:
+
+def uniform(lower: float, upper: float, *, prior: Believed = None) -> Float:
     """A float from ``lower`` to ``upper``."""
-    return Float(*_bounds("uniform", lower, upper), log=False)
+    return _believed("uniform", Float(*_bounds("uniform", lower, upper), log=False), prior)
 
 
-def quniform(lower: float, upper: float, q: float) -> Quantized:
+def quniform(lower: float, upper: float, q: float, *, prior: Believed = None) -> Quantized:
     """A float from ``lower`` to ``upper``, both included, that is a multiple of ``q``; so must the bounds be."""
-    return _quantized("quniform", lower, upper, q, log=False)
+    return _believed("quniform", _quantized("quniform", lower, upper, q, log=False), prior)
 
 
-def loguniform(lower: float, upper: float, base: object = _NOT_GIVEN) -> Float:
+def loguniform(lower: float, upper: float, base: object = _NOT_GIVEN, *, prior: Believed = None) -> Float:
     """A float from ``lower`` to ``upper``, uniform in its logarithm. ``base`` is ignored, as in Ray."""
     _ignore_base("loguniform", base)
-    return Float(*_bounds("loguniform", lower, upper, log=True), log=True)
+    return _believed("loguniform", Float(*_bounds("loguniform", lower, upper, log=True), log=True), prior)
 
 
-def qloguniform(lower: float, upper: float, q: float, base: object = _NOT_GIVEN) -> Quantized:
+def qloguniform(
+    lower: float, upper: float, q: float, base: object = _NOT_GIVEN, *, prior: Believed = None
+) -> Quantized:
     """A multiple of ``q`` from ``lower`` to ``upper``, both included, uniform in its logarithm."""
     _ignore_base("qloguniform", base)
-    return _quantized("qloguniform", lower, upper, q, log=True)
+    return _believed("qloguniform", _quantized("qloguniform", lower, upper, q, log=True), prior)
 
 
-def randn(mean: float = 0.0, sd: float = 1.0) -> Normal:
+def randn(mean: float = 0.0, sd: float = 1.0, *, prior: Believed = None) -> Normal:
     """A normally distributed float."""
-    return Normal(_number("randn", "mean", mean), _positive("randn", "sd", sd))
+    return _believed("randn", Normal(_number("randn", "mean", mean), _positive("randn", "sd", sd)), prior)
 
 
-def qrandn(mean: float, sd: float, q: float) -> QuantizedNormal:
+def qrandn(mean: float, sd: float, q: float, *, prior: Believed = None) -> QuantizedNormal:
     """A normally distributed float, rounded to the nearest multiple of ``q``."""
     mean, sd, q = _number("qrandn", "mean", mean), _positive("qrandn", "sd", sd), _positive("qrandn", "q", q)
     if q < 1e-6 * sd or (abs(mean) + 6 * sd) / q > _MOST_STEPS:
         raise ValueError(f"qrandn: q is {q!r}, too fine for mean {mean!r} and sd {sd!r} to matter; use randn")
-    return QuantizedNormal(mean, sd, q)
+    return _believed("qrandn", QuantizedNormal(mean, sd, q), prior)
 
 
-def randint(lower: int, upper: int) -> Integer:
+def randint(lower: int, upper: int, *, prior: Believed = None) -> Integer:
     """An integer from ``lower`` to ``upper - 1``."""
-    return _integer("randint", lower, upper, 1, log=False)
+    return _believed("randint", _integer("randint", lower, upper, 1, log=False), prior)
 
 
-def qrandint(lower: int, upper: int, q: int = 1) -> Integer:
+def qrandint(lower: int, upper: int, q: int = 1, *, prior: Believed = None) -> Integer:
     """A multiple of ``q`` from ``lower`` to ``upper``, both included; with ``q=1``, as in Ray, ``upper`` is not."""
-    return _integer("qrandint", lower, upper, q, log=False)
+    return _believed("qrandint", _integer("qrandint", lower, upper, q, log=False), prior)
 
 
-def lograndint(lower: int, upper: int, base: object = _NOT_GIVEN) -> Integer:
+def lograndint(lower: int, upper: int, base: object = _NOT_GIVEN, *, prior: Believed = None) -> Integer:
     """An integer from ``lower`` to ``upper - 1``, uniform in its logarithm."""
     _ignore_base("lograndint", base)
-    return _integer("lograndint", lower, upper, 1, log=True)
+    return _believed("lograndint", _integer("lograndint", lower, upper, 1, log=True), prior)
 
 
-def qlograndint(lower: int, upper: int, q: int, base: object = _NOT_GIVEN) -> Integer:
+def qlograndint(lower: int, upper: int, q: int, base: object = _NOT_GIVEN, *, prior: Believed = None) -> Integer:
     """A multiple of ``q`` from ``lower`` to ``upper``, uniform in its logarithm; with ``q=1`` without ``upper``."""
     _ignore_base("qlograndint", base)
-    return _integer("qlograndint", lower, upper, q, log=True)
+    return _believed("qlograndint", _integer("qlograndint", lower, upper, q, log=True), prior)
 
 
-def choice(categories: Sequence[Any]) -> Choice:
+def choice(categories: Sequence[Any], *, prior: Believed = None) -> Choice:
     """One of ``categories``: plain values, objects, domains, dicts with domains again (conditional parameters).
 
     Plain values are kept as given, a tuple stays a tuple, and told apart by type: 1, 1.0 and True are three options.
-    An option given twice has twice the mass.
+    An option given twice has twice the mass. A prior's centre is one of the options that are no dict with domains.
     """
-    return Choice(_options("choice", "categories", categories))
+    options = _options("choice", "categories", categories)
+    if prior is None:
+        return Choice(options)
+    centre, confidence = _pair("choice", prior)
+    for number, option in enumerate(options):
+        if option is centre or (not _holds_domain(option) and same(_bare(option), _bare(centre))):
+            return Choice(options, prior=Prior(number, confidence))
+    raise ValueError(f"choice: prior's centre is {_show(centre)}, expected one of the options {_shown(options)}")
+
+
+def ordinal(categories: Sequence[Any], *, prior: Believed = None) -> Ordinal:
+    """One of ``categories``, plain values in an order that means something: models see equal steps.
+
+    Options are told apart by type, as those of `choice`, and each is given once.
+    """
+    options = tuple(plain(each, f"ordinal: option {i}") for i, each in _numbered("ordinal", categories))
+    for i, option in enumerate(options):
+        if any(same(option, other) for other in options[:i]):
+            raise ValueError(f"ordinal: option {i} is {_show(option)}, which is there already; expected each one once")
+    return _believed("ordinal", Ordinal(options), prior)
 
 
 def grid_search(values: Iterable[Any]) -> dict[str, Iterable[Any]]:
@@ -165,7 +198,7 @@ class Param:
     """
 
     path: tuple[str, ...]
-    domain: Numeric | Choice
+    domain: Numeric | Ordinal | Choice
     condition: tuple[int, int] | None = None
 
     @property
@@ -183,10 +216,20 @@ class Space:
     """What may be searched: a flattened ``param_space``. Immutable; the head of this file says how it encodes.
 
     ``objects``: those that tokens in configurations stand for. They are read once, here: an array of 1 GB takes a
-    second or two.
+    second or two. ``constraints``: predicates over configurations, which see them as the training function does, with
+    the objects; asked in order, up to the first that says False. ``default_config``: what is thought best, or a part of
+    it: a prior of confidence ``default_confidence`` for each of its parameters that has none of its own.
+
+    Description and equality are those of ``param_space``: constraints are code, and the default stands beside.
     """
 
-    def __init__(self, param_space: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        param_space: Mapping[str, Any],
+        constraints: Sequence[Constraint] = (),
+        default_config: Mapping[str, Any] | None = None,
+        default_confidence: float = 0.5,
+    ) -> None:
         if not isinstance(param_space, Mapping):
             raise TypeError(f"param_space is {_show(param_space)}, expected a dict of names to domains or constants")
         plan = _Plan()
@@ -200,6 +243,38 @@ class Space:
         self.categories: NDArray[np.int64] = np.array([p.categories for p in self.params], dtype=np.int64)  # (d,)
         self.categories.flags.writeable = False
         self.grid_size = math.prod(len(grid.nodes) for grid in self._grids)
+        self._draws_functions = plan.functions
+        self.constraints = checked_constraints(constraints)
+        self._set_default(default_config, default_confidence)
+
+    def given(
+        self,
+        constraints: Sequence[Constraint] = (),
+        default_config: Mapping[str, Any] | None = None,
+        default_confidence: float = 0.5,
+    ) -> Self:
+        """This space with further constraints, and with another default if one is given."""
+        _confidence("default_confidence", default_confidence)
+        other = copy.copy(self)
+        other.__dict__.pop("grid_points", None)
+        other.constraints = (*self.constraints, *checked_constraints(constraints))
+        if default_config is not None:
+            other._set_default(default_config, default_confidence)
+        return other
+
+    def _set_default(self, default_config: Mapping[str, Any] | None, confidence: float) -> None:
+        confidence = _confidence("default_confidence", confidence)
+        self.default: Prior | None = None
+        self._beliefs: list[Belief | None] = [param.domain.belief() for param in self.params]  # (d,)
+        if default_config is None:
+            return
+        config = self.partial(default_config, "default_config")
+        self.default = Prior(config, confidence)
+        x, known = [0.0] * self.dim, [False] * self.dim
+        self._root.fill(config, x, known)
+        for j, param in enumerate(self.params):
+            if known[j] and self._beliefs[j] is None:
+                self._beliefs[j] = param.domain.belief_at(x[j], confidence)
 
     def __len__(self) -> int:
         return self.dim
@@ -209,18 +284,200 @@ class Space:
         """Whether there is a `grid_search`."""
         return bool(self._grids)
 
+    @property
+    def has_prior(self) -> bool:
+        """Whether anything is believed of any parameter."""
+        return any(belief is not None for belief in self._beliefs)
+
     # ------------------------------------------------------------------------------------------------- to draw
 
     def sample(self, rng: np.random.Generator, grid: int | None = None) -> dict[str, Any]:
-        """Draw a configuration, of plain values. ``grid``: at this grid point (None: a random one, if there is any)."""
-        x = rng.random(self.dim).tolist()
-        if grid is not None:
-            for node, option in zip(self._grids, self._grid_options(grid), strict=True):
+        """Draw a feasible configuration, of plain values: uniformly, whatever the priors.
+
+        ``grid``: at this grid point (None: a random one, if there is any). ValueError if none of 100,000 is feasible.
+        """
+        at = [] if grid is None else list(zip(self._grids, self._grid_options(grid), strict=True))
+
+        def draw() -> dict[str, Any]:
+            x = rng.random(self.dim).tolist()
+            for node, option in at:
                 x[node.index] = node.choice.coordinate(option)
+            return self._decoded(x, rng)
+
+        return self._first_feasible(draw, "" if grid is None else f" at point {grid} of the grid")
+
+    def sample_prior(self, rng: np.random.Generator) -> dict[str, Any]:
+        """Draw a feasible configuration from the prior; where 1,000 draws bring none, as `sample` does."""
+        for _ in range(_MOST_PRIOR_DRAWS if self.has_prior else 0):
+            x = rng.random(self.dim).tolist()
+            config = self._decoded(
+                [u if belief is None else belief.quantile(u) for u, belief in zip(x, self._beliefs, strict=True)], rng
+            )
+            if self.feasible(config):
+                return config
+        return self.sample(rng)
+
+    def log_prior(self, points: NDArray[np.float64], active: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """The prior's log density at points (m, d), relative to uniform, of what is active (m, d); (m,).
+
+        The constraints do not enter: it is a density over the whole cube.
+        """
+        total = np.zeros(len(points))
+        for j, belief in enumerate(self._beliefs):
+            if belief is not None:
+                total += np.where(active[:, j], belief.log_density(points[:, j]), 0.0)
+        return total
+
+    def partial(self, config: Mapping[str, Any], name: str) -> dict[str, Any]:
+        """A configuration, or a part of one, in plain values, with tokens for its objects. ``name``: for messages.
+
+        ValueError if it is no part of this space.
+        """
+        if not isinstance(config, Mapping):
+            raise TypeError(f"{name} is {_show(config)}, expected a dict of names to values")
+        part = plain(config, "", self._token)
+        problems = self._root.problems(part, "", partial=True)
+        if problems:
+            raise ValueError(f"{name} is not in this space: {'; '.join(problems)}")
+        return cast(dict[str, Any], part)
+
+    def completed(self, part: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """A feasible configuration with just these values; what they lack is drawn, and constants are put in.
+
+        ``part``: as `partial` returns it. ValueError if it cannot be made feasible.
+        """
+
+        def draw() -> dict[str, Any]:
+            x = rng.random(self.dim).tolist()
+            self._root.fill(part, x, [False] * self.dim)
+            config, later = self._build(x)
+            _put(config, part)
+            later = [(holder, key) for holder, key in later if type(holder[key]) is _Call]
+            if later:
+                _call(config, later, self.objects, seed=int(rng.integers(2**32)))
+            return config
+
+        return self._first_feasible(draw, f" with {part!r:.200}", once=not self._lacking(part))
+
+    def lacking(self, part: Mapping[str, Any]) -> list[str]:
+        """The names of the parameters that a part of a configuration leaves to chance."""
+        return [self.params[j].name for j in self._lacking(part)]
+
+    def _lacking(self, part: Mapping[str, Any]) -> list[int]:
+        x, known = [0.0] * self.dim, [False] * self.dim
+        self._root.fill(part, x, known)
+        return [j for j, param in enumerate(self.params) if not known[j] and self._is_chosen(param, x, known)]
+
+    def _is_chosen(self, param: Param, x: list[float], known: list[bool]) -> bool:
+        """Whether a parameter stands in no branch, or in the one that is known to be chosen."""
+        if param.condition is None:
+            return True
+        of, branch = param.condition
+        return known[of] and math.floor(x[of] * self.categories[of]) == branch
+
+    def _token(self, value: Any, name: str) -> Held:
+        """What stands for an object of this space; the place in the configuration says which, of several like it."""
+        alike = [token for token, known in self.objects.items() if known is value]
+        if not alike:
+            own = hold(value, name.lstrip("/"))
+            alike = [token for token in self.objects if (token.kind, token.digest) == (own.kind, own.digest)]
+        if not alike:
+            raise ValueError(f"{name.lstrip('/')} is {_show(value)}, which is none of the objects of param_space")
+        return next((token for token in alike if _unbranched(token.name) == name.lstrip("/")), alike[0])
+
+    def _decoded(self, x: list[float], rng: np.random.Generator) -> dict[str, Any]:
         config, later = self._build(x)
         if later:
             _call(config, later, self.objects, seed=int(rng.integers(2**32)))
         return config
+
+    def _first_feasible(self, draw: Callable[[], dict[str, Any]], where: str, once: bool = False) -> dict[str, Any]:
+        most = 1 if once and not self._draws_functions else _MOST_DRAWS
+        for _ in range(most):
+            config = draw()
+            if self.feasible(config):
+                return config
+        if most == 1:
+            raise ValueError(
+                f"it is infeasible: {self._reason(config)} is False of {supply(config, self.objects)!r:.400}"
+            )
+        names = ", ".join(code_name(each) for each in self.constraints)
+        raise ValueError(f"of {most:,} draws{where} none is feasible; constraints: {names}")
+
+    # --------------------------------------------------------------------------------------------- constraints
+
+    def feasible(self, config: Mapping[str, Any]) -> bool:
+        """Whether all constraints hold of a configuration. An error of one is a ValueError that names it."""
+        return self._broken(config) is None
+
+    def feasibility(self) -> float:
+        """The share of uniform draws that is feasible: measured, on the same 2,000 draws in every process."""
+        return self._survey()[0] / _SURVEY
+
+    def check_feasible(self) -> None:
+        """ValueError if (almost) nothing is feasible: fewer than 1 in 1,000 of 2,000 draws, or no point of the grid."""
+        if not self.constraints:
+            return
+        if self.has_grid:
+            if not self.grid_points:
+                raise ValueError(f"constraints: none of the {self.grid_size} points of the grid is feasible")
+            return
+        found, broken = self._survey()
+        if found < _SURVEY // 1000:
+            rejected = ", ".join(f"{self._named(i)} rejects {count:,}" for i, count in sorted(broken.items()))
+            raise ValueError(
+                f"constraints: {found / _SURVEY:.2%} of param_space is feasible ({found} of {_SURVEY:,} draws); "
+                f"{rejected} (each counted for the first that says False). Narrow param_space, or write it such that "
+                "less is infeasible"
+            )
+
+    @cached_property
+    def grid_points(self) -> Sequence[int]:
+        """The numbers of the grid's points that are feasible: of 2,000 draws of what else is in the space one is."""
+        if not self.constraints:
+            return range(self.grid_size)
+        settled = len(self._grids) == self.dim and not self._draws_functions
+        return [point for point in range(self.grid_size) if self._has_feasible(point, 1 if settled else _SURVEY)]
+
+    def _has_feasible(self, point: int, draws: int) -> bool:
+        free, rng = self._free(), np.random.default_rng([_SEED, point])
+        return any(self.feasible(free.sample(rng, point)) for _ in range(draws))
+
+    def _survey(self) -> tuple[int, Counter[int]]:
+        """How many draws are feasible, and how many the constraints reject, by number."""
+        free, rng = self._free(), np.random.default_rng(_SEED)
+        broken = Counter(self._broken(free.sample(rng)) for _ in range(_SURVEY))
+        return broken.pop(None, 0), cast("Counter[int]", broken)
+
+    def _free(self) -> Self:
+        """The space without its constraints."""
+        other = copy.copy(self)
+        other.constraints = ()
+        return other
+
+    def _broken(self, config: Mapping[str, Any]) -> int | None:
+        """The number of the first constraint that does not hold; None if all do."""
+        for number, constraint in enumerate(self.constraints):
+            seen = supply(dict(config), self.objects)
+            try:
+                holds = constraint(seen)
+            except Exception as error:
+                raise ValueError(f"{self._named(number)} failed with {error!r} on {seen!r:.400}") from error
+            if not isinstance(holds, bool | np.bool_):
+                raise TypeError(f"{self._named(number)} said {_show(holds)}, expected True or False, on {seen!r:.400}")
+            if not holds:
+                return number
+        return None
+
+    def _reason(self, config: Mapping[str, Any]) -> str:
+        number = self._broken(config)
+        assert number is not None
+        return self._named(number)
+
+    def _named(self, number: int) -> str:
+        return f"constraint {number} ({code_name(self.constraints[number])})"
+
+    # ------------------------------------------------------------------------------------------------ the grid
 
     def grid_point(self, index: int) -> dict[str, Any]:
         """The values of the grid's parameters at one of its ``grid_size`` points: the first name varies fastest."""
@@ -353,6 +610,47 @@ class Space:
         return f"Space({_text(self._root.to_json())})"
 
 
+_MOST_DRAWS = 100_000  # at a feasibility of 1 in 1,000 all of them are infeasible once in 1e43 times
+_MOST_PRIOR_DRAWS = 1_000
+_SURVEY = 2_000
+_SEED = int.from_bytes(b"feasible", "big")
+
+Constraint = Callable[[dict[str, Any]], bool]
+
+
+def checked_constraints(constraints: Any) -> tuple[Constraint, ...]:
+    """Constraints, if they are a list of functions."""
+    if isinstance(constraints, str | Mapping) or not isinstance(constraints, Iterable):
+        raise TypeError(f"constraints is {_show(constraints)}, expected a list of functions of a configuration")
+    found = tuple(constraints)
+    for number, each in enumerate(found):
+        if not callable(each):
+            raise TypeError(f"constraints[{number}] is {_show(each)}, expected a function of a configuration")
+    return found
+
+
+def code_name(function: object) -> str:
+    """What is recorded of a function, in a script the same as where that is imported."""
+    name: str = getattr(function, "__qualname__", type(function).__qualname__)
+    return name
+
+
+def _put(config: Any, part: Any) -> Any:
+    """A configuration with a part of it replaced, in the same dicts."""
+    if isinstance(config, dict) and isinstance(part, Mapping):
+        for key, value in part.items():
+            config[key] = _put(config.get(key), value)
+        return config
+    if isinstance(config, list | tuple) and type(config) is type(part) and len(config) == len(part):
+        return type(config)([_put(old, new) for old, new in zip(config, part, strict=True)])
+    return plain(part, "")
+
+
+def _unbranched(name: str) -> str:
+    """Where an object stands in configurations: its name without the numbers of options."""
+    return re.sub(r"\[\d+\]", "", name)
+
+
 # ------------------------------------------------------------------------------------------- the kinds of domain
 
 
@@ -368,6 +666,7 @@ class Numeric(Domain):
     """A domain of numbers with one coordinate."""
 
     categories = 0
+    prior: Prior | None
 
     @abstractmethod
     def decode(self, u: float) -> float:
@@ -399,8 +698,20 @@ class Numeric(Domain):
 
     def describe(self) -> str:
         """As one would write it: ``uniform(0.0, 1.0)``."""
+        return _text(self.to_json())
+
+    def to_json(self) -> Any:
+        """The domain in plain JSON."""
         name, arguments = self.call()
-        return f"{name}({', '.join(map(repr, arguments))})"
+        return _with_prior({f"${name}": list(arguments)}, self.prior)
+
+    def belief(self) -> Belief | None:
+        """The prior over the coordinate; None if there is none."""
+        return None if self.prior is None else self.belief_at(self.encode(self.prior.centre), self.prior.confidence)
+
+    def belief_at(self, coordinate: float, confidence: float) -> Belief:
+        """A prior around a coordinate."""
+        return Bump.of(coordinate, confidence)
 
     def place(self, plan: _Plan, path: tuple[str, ...], condition: tuple[int, int] | None, name: str) -> _Node:
         return _Leaf(plan.add(Param(path, self, condition)), self)
@@ -413,6 +724,7 @@ class Float(Numeric):
     lower: float
     upper: float
     log: bool
+    prior: Prior | None = field(default=None, repr=False)
 
     def decode(self, u: float) -> float:
         if self.log:
@@ -480,6 +792,7 @@ class Integer(Numeric):
     upper: int
     q: int
     steps: Steps
+    prior: Prior | None = field(default=None, repr=False)
 
     def decode(self, u: float) -> int:
         return self.steps.decode(u) * self.q
@@ -514,6 +827,7 @@ class Quantized(Numeric):
     upper: float
     q: float
     steps: Steps
+    prior: Prior | None = field(default=None, repr=False)
 
     def decode(self, u: float) -> float:
         return _multiple(self.steps.decode(u), self.q)
@@ -544,6 +858,7 @@ class Normal(Numeric):
 
     mean: float
     sd: float
+    prior: Prior | None = field(default=None, repr=False)
 
     def decode(self, u: float) -> float:
         return self.mean + self.sd * _STANDARD.inv_cdf(min(max(u, _LEAST_MASS), 1 - _LEAST_MASS))
@@ -572,6 +887,7 @@ class QuantizedNormal(Numeric):
     mean: float
     sd: float
     q: float
+    prior: Prior | None = field(default=None, repr=False)
 
     def decode(self, u: float) -> float:
         return _multiple(_nearest(Normal(self.mean, self.sd).decode(u), self.q), self.q)
@@ -593,11 +909,65 @@ class QuantizedNormal(Numeric):
 
 
 @dataclass(frozen=True, slots=True)
+class Ordinal(Domain):
+    """One of several plain options in order: to models a number of equal steps."""
+
+    options: tuple[Any, ...]
+    prior: Prior | None = field(default=None, repr=False)
+
+    categories = 0
+
+    def decode(self, u: float) -> Any:
+        """The option at a coordinate in [0, 1]."""
+        return plain(self.options[min(int(u * len(self.options)), len(self.options) - 1)], "")
+
+    def encode(self, value: Any) -> float:
+        """The coordinate of an option."""
+        place = self.place_of(value)
+        if place is None:
+            raise ValueError(f"{_show(value)} is none of {_shown(self.options)}")
+        return (place + 0.5) / len(self.options)
+
+    def snap(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The coordinates (m,) of the options at coordinates ``u`` (m,) of [0, 1]."""
+        n = len(self.options)
+        return (np.minimum(np.floor(u * n), n - 1) + 0.5) / n
+
+    def contains(self, value: Any) -> bool:
+        """Whether it is one of the options."""
+        return self.place_of(value) is not None
+
+    def place_of(self, value: Any) -> int | None:
+        """The number of an option; None if it is none."""
+        return next((place for place, option in enumerate(self.options) if same(option, value)), None)
+
+    def describe(self) -> str:
+        """As one would write it: ``ordinal(['low', 'high'])``."""
+        return _text(self.to_json())
+
+    def to_json(self) -> Any:
+        """The domain in plain JSON."""
+        return _with_prior({"$ordinal": [pack(option) for option in self.options]}, self.prior)
+
+    def belief(self) -> Belief | None:
+        """The prior over the coordinate; None if there is none."""
+        return None if self.prior is None else self.belief_at(self.encode(self.prior.centre), self.prior.confidence)
+
+    def belief_at(self, coordinate: float, confidence: float) -> Belief:
+        """A prior around a coordinate."""
+        return Bump.of(coordinate, confidence)
+
+    def place(self, plan: _Plan, path: tuple[str, ...], condition: tuple[int, int] | None, name: str) -> _Node:
+        return _Leaf(plan.add(Param(path, self, condition)), self)
+
+
+@dataclass(frozen=True, slots=True)
 class Choice(Domain):
-    """One of several options, by chance or (``grid``) each in turn."""
+    """One of several options, by chance or (``grid``) each in turn. ``prior``: its centre is an option's number."""
 
     options: tuple[Any, ...]
     grid: bool = False
+    prior: Prior | None = field(default=None, repr=False)
 
     @property
     def categories(self) -> int:
@@ -615,6 +985,14 @@ class Choice(Domain):
         """The coordinates (m,) of the options at coordinates ``u`` (m,) of [0, 1]."""
         r = len(self.options)
         return (np.minimum(np.floor(u * r), r - 1) + 0.5) / r
+
+    def belief(self) -> Belief | None:
+        """The prior over the options; None if there is none."""
+        return None if self.prior is None else Mass(self.categories, self.prior.centre, self.prior.confidence)
+
+    def belief_at(self, coordinate: float, confidence: float) -> Belief:
+        """A prior for the option at a coordinate."""
+        return Mass(self.categories, self.option(coordinate), confidence)
 
     def place(self, plan: _Plan, path: tuple[str, ...], condition: tuple[int, int] | None, name: str) -> _Node:
         where = "/".join(path)
@@ -642,6 +1020,7 @@ class Function(Domain):
     takes_config: bool
 
     def place(self, plan: _Plan, path: tuple[str, ...], condition: tuple[int, int] | None, name: str) -> _Node:
+        plan.functions = True
         return _Call("/".join(path), self)
 
 
@@ -653,10 +1032,10 @@ class _Node(Protocol):
         """The value at the coordinates x (d,); `sample_from`s stand for themselves and are noted in ``later``."""
 
     def fill(self, value: Any, x: list[float], active: list[bool]) -> None:
-        """Write the coordinates of a value of this node into x (d,) and active (d,)."""
+        """Write the coordinates of a value of this node, or of a part of one, into x (d,) and active (d,)."""
 
-    def problems(self, value: Any, name: str) -> list[str]:
-        """Why the value is none of this node's; empty if it is."""
+    def problems(self, value: Any, name: str, partial: bool = False) -> list[str]:
+        """Why the value is none of this node's; empty if it is. ``partial``: its dicts may lack names."""
 
     def to_json(self) -> Any:
         """Its description in plain JSON."""
@@ -670,6 +1049,7 @@ class _Plan:
         self.grids: list[_Options] = []
         self.spread: list[tuple[str, ...]] = []  # paths of the lists that hold domains
         self.objects: dict[Held, Any] = {}
+        self.functions = False
 
     def add(self, param: Param) -> int:
         self.params.append(param)
@@ -715,7 +1095,7 @@ class _Fixed:
     def fill(self, value: Any, x: list[float], active: list[bool]) -> None:
         pass
 
-    def problems(self, value: Any, name: str) -> list[str]:
+    def problems(self, value: Any, name: str, partial: bool = False) -> list[str]:
         return [] if same(value, self.value) else [f"{name} is {_show(value)}, expected {self.value!r}"]
 
     def to_json(self) -> Any:
@@ -724,10 +1104,10 @@ class _Fixed:
 
 @dataclass(frozen=True, slots=True)
 class _Leaf:
-    """A number."""
+    """A number, or an option of several in order."""
 
     index: int
-    domain: Numeric
+    domain: Numeric | Ordinal
 
     def build(self, x: list[float], later: _Later) -> Any:
         return self.domain.decode(x[self.index])
@@ -736,14 +1116,13 @@ class _Leaf:
         x[self.index] = min(max(self.domain.encode(value), 0.0), 1.0)
         active[self.index] = True
 
-    def problems(self, value: Any, name: str) -> list[str]:
+    def problems(self, value: Any, name: str, partial: bool = False) -> list[str]:
         if self.domain.contains(value):
             return []
         return [f"{name} is {_show(value)}, expected a value of {self.domain.describe()}"]
 
     def to_json(self) -> Any:
-        name, arguments = self.domain.call()
-        return {f"${name}": list(arguments)}
+        return self.domain.to_json()
 
 
 @dataclass(frozen=True, slots=True)
@@ -773,19 +1152,20 @@ class _Fields:
 
     def fill(self, value: Any, x: list[float], active: list[bool]) -> None:
         for key, node in self.nodes.items():
-            node.fill(value[key], x, active)
+            if key in value:
+                node.fill(value[key], x, active)
 
-    def problems(self, value: Any, name: str) -> list[str]:
+    def problems(self, value: Any, name: str, partial: bool = False) -> list[str]:
         if not isinstance(value, Mapping):
             return [f"{name or 'config'} is {_show(value)}, expected a dict with {sorted(self.nodes)}"]
         prefix = f"{name}/" if name else ""
         problems = []
         for key, node in self.nodes.items():
             if key in value:
-                problems += node.problems(value[key], prefix + key)
-            else:
+                problems += node.problems(value[key], prefix + key, partial)
+            elif not partial:
                 problems.append(f"{prefix}{key} is missing")
-        if len(value) > len(self.nodes) or problems:
+        if len(value) > len(self.nodes) or problems or partial:
             extra = sorted(value.keys() - self.nodes.keys(), key=str)
             problems += [f"{prefix}{key} is unknown, expected only {sorted(self.nodes)}" for key in extra]
         return problems
@@ -818,11 +1198,11 @@ class _Items:
         for item, node in zip(value, self.nodes, strict=True):
             node.fill(item, x, active)
 
-    def problems(self, value: Any, name: str) -> list[str]:
+    def problems(self, value: Any, name: str, partial: bool = False) -> list[str]:
         if type(value) is not self.type or len(value) != len(self.nodes):
             return [f"{name} is {_show(value)}, expected a {self.type.__name__} of {len(self.nodes)}"]
         pairs = enumerate(zip(value, self.nodes, strict=True))
-        return [problem for i, (item, node) in pairs for problem in node.problems(item, f"{name}/{i}")]
+        return [problem for i, (item, node) in pairs for problem in node.problems(item, f"{name}/{i}", partial)]
 
     def to_json(self) -> Any:
         items = [node.to_json() for node in self.nodes]
@@ -831,7 +1211,7 @@ class _Items:
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """A choice or a grid. A value belongs to the first option that has it."""
+    """A choice or a grid. A value belongs to the first option that has it; a part of one to the first that may."""
 
     index: int
     name: str
@@ -842,15 +1222,17 @@ class _Options:
         return self.nodes[self.choice.option(x[self.index])].build(x, later)
 
     def fill(self, value: Any, x: list[float], active: list[bool]) -> None:
-        option = next(i for i, node in enumerate(self.nodes) if not node.problems(value, ""))
+        option = next(
+            i for part in (False, True) for i, node in enumerate(self.nodes) if not node.problems(value, "", part)
+        )
         x[self.index] = self.choice.coordinate(option)
         active[self.index] = True
         self.nodes[option].fill(value, x, active)
 
-    def problems(self, value: Any, name: str) -> list[str]:
+    def problems(self, value: Any, name: str, partial: bool = False) -> list[str]:
         found = []
         for node in self.nodes:
-            problems = node.problems(value, name)
+            problems = node.problems(value, name, partial)
             if not problems:
                 return []
             found.append(problems)
@@ -861,7 +1243,8 @@ class _Options:
         return [f"{name} is {_show(value)}, expected one of {_text([node.to_json() for node in self.nodes])}"]
 
     def to_json(self) -> Any:
-        return {"$grid_search" if self.choice.grid else "$choice": [node.to_json() for node in self.nodes]}
+        options = {"$grid_search" if self.choice.grid else "$choice": [node.to_json() for node in self.nodes]}
+        return _with_prior(options, self.choice.prior)
 
 
 @dataclass(frozen=True, slots=True)
@@ -885,7 +1268,7 @@ class _Call:
     def fill(self, value: Any, x: list[float], active: list[bool]) -> None:
         pass
 
-    def problems(self, value: Any, name: str) -> list[str]:
+    def problems(self, value: Any, name: str, partial: bool = False) -> list[str]:
         return []  # whatever the function may have answered
 
     def to_json(self) -> Any:
@@ -1017,6 +1400,11 @@ def unpack(packed: Any) -> Any:
             return body
         case "choice":
             return choice([unpack(item) for item in body])
+        case "ordinal":
+            return ordinal([unpack(item) for item in body])
+        case "prior":
+            described, centre, confidence = body
+            return replace(unpack(described), prior=Prior(unpack(centre), confidence))
         case "grid_search":
             return grid_search([unpack(item) for item in body])
         case "sample_from":
@@ -1056,7 +1444,12 @@ _NUMERIC: Mapping[str, Callable[..., Numeric]] = {
     "lograndint": lograndint,
     "qlograndint": qlograndint,
 }
-_TAGS = {*_NUMERIC, "choice", "grid_search", "sample_from", "float", "tuple", "dict", "held"}
+_TAGS = {*_NUMERIC, "ordinal", "choice", "prior", "grid_search", "sample_from", "float", "tuple", "dict", "held"}
+
+
+def _with_prior(described: dict[str, Any], prior: Prior | None) -> dict[str, Any]:
+    """A description of a domain and of the prior over it."""
+    return described if prior is None else {"$prior": [described, pack(prior.centre), prior.confidence]}
 
 
 def _text(packed: Any) -> str:
@@ -1073,7 +1466,12 @@ def _text(packed: Any) -> str:
             return f"({', '.join(map(_text, body))}{',' * (len(body) == 1)})"
         case "dict":
             return "{" + ", ".join(f"{key!r}: {_text(item)}" for key, item in body.items()) + "}"
-        case "choice" | "grid_search":
+        case "prior":
+            described, centre, confidence = body
+            kind, options = _tag(described)
+            centre = _text(options[centre] if kind == "choice" else centre)
+            return f"{_text(described)[:-1]}, prior=({centre}, {confidence!r}))"
+        case "choice" | "ordinal" | "grid_search":
             return f"{tag}([{', '.join(map(_text, body))}])"
         case "sample_from":
             return f"sample_from({body})"
@@ -1085,11 +1483,15 @@ def _text(packed: Any) -> str:
 def _lines(packed: Any, name: str) -> Iterator[tuple[str, str]]:
     """The names and texts of a description's parameters and constants; branch i of a choice is ``name[i]``."""
     tag, body = _tag(packed)
+    prior = ""
+    if tag == "prior":
+        prior = f", prior={tuple(body[1:])!r}"
+        tag, body = _tag(body[0])
     if tag == "dict" and (body or not name):
         for key in body:
             yield from _lines(body[key], f"{name}/{key}" if name else key)
     elif tag == "choice" and any(_tag(option)[0] == "dict" for option in body):
-        yield name, f"choice of {len(body)}"
+        yield name, f"choice of {len(body)}{prior}"
         for i, option in enumerate(body):
             yield from _lines(option, f"{name}[{i}]")
     else:
@@ -1228,6 +1630,47 @@ def _options(call: str, argument: str, values: Any) -> tuple[Any, ...]:
     if not options:
         raise ValueError(f"{call}: {argument} is empty, expected at least one option")
     return options
+
+
+_D = TypeVar("_D", bound="Numeric | Ordinal")
+
+
+def _numbered(call: str, categories: Any) -> Iterable[tuple[int, Any]]:
+    return enumerate(_options(call, "categories", categories))
+
+
+def _believed(call: str, domain: _D, prior: Believed) -> _D:
+    """The domain with a prior, if there is one."""
+    if prior is None:
+        return domain
+    given, confidence = _pair(call, prior)
+    centre = _bare(given)
+    if not domain.contains(centre):
+        raise ValueError(f"{call}: prior's centre is {_show(given)}, expected a value of {domain.describe()}")
+    found: _D = replace(cast(Any, domain), prior=Prior(centre, confidence))
+    return found
+
+
+def _pair(call: str, prior: Any) -> tuple[Any, float]:
+    if not isinstance(prior, tuple | list) or len(prior) != 2:
+        raise TypeError(f"{call}: prior is {_show(prior)}, expected a pair: (the value thought best, confidence)")
+    return prior[0], _confidence(f"{call}: prior's confidence", prior[1])
+
+
+def _confidence(what: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 < value < 1:
+        raise ValueError(f"{what} is {_show(value)}, expected a number between 0 and 1, without these")
+    return float(value)
+
+
+def _bare(value: Any) -> Any:
+    """A plain value; in place of anything else what is `same` as nothing."""
+    return plain(value, "", lambda *_: object())
+
+
+def _shown(options: Sequence[Any]) -> str:
+    text = repr(list(options))
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _ignore_base(call: str, base: object) -> None:

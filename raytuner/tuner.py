@@ -13,12 +13,14 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from raytuner.budget import TimeBudget
 from raytuner.checkpoints import CheckpointConfig, Janitor, Store
@@ -28,10 +30,11 @@ from raytuner.objective import Objective
 from raytuner.protocols import SchedulingPolicy, SearchAlgorithm
 from raytuner.retry import Retries
 from raytuner.schedulers import SCHEDULERS, FIFOScheduler, PopulationBasedTrainingReplay, ResourceChangingScheduler
-from raytuner.schedulers.explore import completed
+from raytuner.schedulers.explore import built, completed
 from raytuner.searchers import SEARCHERS, GridSearch, RandomSearch
+from raytuner.searchers.given_points import GivenPoints, Point
 from raytuner.session import Rules
-from raytuner.space import Space
+from raytuner.space import Constraint, Space, checked_constraints, code_name, pack, unpack
 from raytuner.spelling import current, make, spell
 from raytuner.stopper import StopRule, Watch, is_rule
 from raytuner.trainable import Bound, Reserved, check, name_of, qualified_name
@@ -62,6 +65,13 @@ class TuneConfig:
     as many as the cluster holds). ``time_budget_s``: seconds, or a timedelta, after which the study ends and can be
     resumed with a larger budget; a driver's death does not start it anew. ``seed``: of every random choice; drawn and
     recorded if not given. ``chdir_to_trial_dir``: each trial has a working directory of its own.
+
+    ``constraints`` (not in Ray): functions of a configuration, as trials get it, that say whether it may be tried; only
+    such are. ``default_config`` (not in Ray): what is thought best, or a part of it: a prior (`raytuner.prior`) of
+    ``default_confidence``, between 0 and 1, for each parameter without one of its own; the random and the grid searcher
+    do not look at priors. ``points_to_evaluate``: configurations, or parts of such, for the first trials. They count
+    among ``num_samples`` (but come on top of a grid); what they lack is drawn. ``evaluated_rewards``: for each of them
+    the metric's value, where it is known; it is not run, but told to the searcher. None: it is run.
     """
 
     metric: str | None = None
@@ -73,8 +83,15 @@ class TuneConfig:
     time_budget_s: float | timedelta | None = None
     seed: int | None = None
     chdir_to_trial_dir: bool = True
+    constraints: Sequence[Constraint] = ()
+    default_config: Mapping[str, Any] | None = None
+    default_confidence: float = 0.5
+    points_to_evaluate: Sequence[Mapping[str, Any]] | None = None
+    evaluated_rewards: Sequence[float | None] | None = None
 
     def __post_init__(self) -> None:
+        checked_constraints(self.constraints)
+        _check_points(self.points_to_evaluate, self.evaluated_rewards)
         if self.metric is not None:
             Objective(self.metric)
         if self.mode not in (None, "min", "max"):
@@ -216,7 +233,8 @@ class Tuner:
             param_space = completed(param_space or {}, getattr(self._scheduler, "mutations", {}))
         if not isinstance(param_space, Space):
             param_space = Space(param_space)
-        self._space = param_space
+        self._space = param_space.given(config.constraints, config.default_config, config.default_confidence)
+        self._space.check_feasible()
         self._work = Work(self._train, bound.parameters, self._space.objects)
         self._searcher = config.search_alg or (GridSearch() if self._space.has_grid else RandomSearch())
         changing = self._scheduler if isinstance(self._scheduler, ResourceChangingScheduler) else None
@@ -234,7 +252,15 @@ class Tuner:
             raise ValueError("checkpoint_at_end is for class trainables; a function reports its last checkpoint itself")
         self._config = config
         self._stop_rules = _lives_of(self._run.stop) if is_rule(self._run.stop) else iter(())
-        self._searcher.build(self._space, 0)  # a searcher that cannot search this space says so now
+        points = _points(config, self._space, self._objective)
+        self._given = sum(point.value is None for point in points)
+        self._on_grid = isinstance(self._searcher, GridSearch) and self._space.has_grid
+        if not self._on_grid and 0 <= config.num_samples < self._given:
+            raise ValueError(
+                f"num_samples is {config.num_samples}, but points_to_evaluate has {self._given} points to run"
+            )
+        self._search = GivenPoints(self._searcher, points, _top(self._scheduler)) if points else self._searcher
+        self._search.build(self._space, 0)  # a searcher that cannot search this space says so now
         storage = Path(self._run.storage_path or _STORAGE).expanduser().absolute()
         name = self._run.name or f"{name_of(self._train)}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
         self._folder = Folder(storage / name)
@@ -316,7 +342,7 @@ class Tuner:
         with closing(Journal(self._folder.root)) as journal, closing(Janitor(Store(self._folder.checkpoints))) as shelf:
             driver = Driver(
                 study,
-                self._searcher.build(self._space, seed),
+                self._search.build(self._space, seed),
                 journal,
                 shelf,
                 clock,
@@ -382,6 +408,7 @@ class Tuner:
         train = train if isinstance(self._slot, Slot) else f"with_resources({train}, …)"
         arguments = [repr(str(self._folder.root)), train]
         arguments += ["param_space=…"] if self._space.objects else []
+        arguments += ["constraints=…"] if self._space.constraints else []
         arguments += ["run_config=RunConfig(stop=…)"] if is_rule(self._run.stop) else []
         lines.append(f"  Tuner.restore({', '.join(arguments)}).fit()")
         print("\n".join(lines), flush=True)
@@ -416,14 +443,16 @@ class Tuner:
         param_space: Mapping[str, Any] | None = None,
         tune_config: TuneConfig | None = None,
         run_config: RunConfig | None = None,
+        constraints: Sequence[Constraint] | None = None,
         executor: str = "ray",
     ) -> Tuner:
         """The study in a folder, to `fit` what is left of it.
 
         Its space and settings are read from the folder. ``param_space`` is needed again where it holds functions or
-        objects, ``tune_config`` where the searcher or the scheduler is not one of raytuner's, the stop rule in
-        ``run_config`` where it is code, ``with_resources`` where resources are a function. What `RunConfig` says of
-        where the study is, how it retries and what it keeps is the study's own; the rest is as given here.
+        objects, ``constraints`` where there are any, ``tune_config`` where the searcher or the scheduler is not one of
+        raytuner's, the stop rule in ``run_config`` where it is code, ``with_resources`` where resources are a function.
+        What `RunConfig` says of where the study is, how it retries and what it keeps is the study's own; the rest is as
+        given here.
         """
         folder = Folder(Path(path).expanduser().absolute())
         what = folder.read()
@@ -451,7 +480,13 @@ class Tuner:
             time_budget_s=what.get("time_budget_s"),
             seed=what["seed"],
             chdir_to_trial_dir=what.get("chdir_to_trial_dir", True),
+            **_read_search(what),
         )
+        if constraints is not None:
+            config = replace(config, constraints=constraints)
+        known = isinstance(param_space, Space) and param_space.constraints
+        if (names := what.get("constraints")) and not known and not config.constraints:
+            raise ValueError(f"constraints=… must be given again: the study's are {', '.join(names)}")
         if not isinstance(trainable, Reserved):
             if "function" in what["resources"]:
                 name = what["resources"]["function"]
@@ -469,15 +504,16 @@ class Tuner:
         """How many trials will be started, if that is known."""
         if self._config.num_samples == -1:
             return None
-        grid = self._space.grid_size if isinstance(self._searcher, GridSearch) else 1
-        return self._config.num_samples * grid
+        if not self._on_grid:
+            return self._config.num_samples
+        return self._config.num_samples * len(self._space.grid_points) + self._given
 
     def _study(self, seed: int) -> Study:
         from raytuner.study import Study
 
         return Study(
             self._objective,
-            self._scheduler.build(seed),
+            built(self._scheduler, seed, self._space.feasible if self._space.constraints else None),
             self._trials,
             Retries(self._run.failure_config.max_failures),
             self._run.checkpoint_config,
@@ -492,7 +528,7 @@ class Tuner:
         """The seed of the study in the folder, None if there is none; ValueError if it is another study."""
         if not self._folder.exists():
             return None
-        what, known = self._describe(), self._folder.read()
+        what, known = self._describe(), {**_ABSENT, **self._folder.read()}
         for name, registry in (("search_alg", SEARCHERS), ("scheduler", SCHEDULERS)):
             known[name] = current(known.get(name), registry)
         differences = []
@@ -536,19 +572,40 @@ class Tuner:
             "time_budget_s": self._config.budget_s,
             "chdir_to_trial_dir": self._config.chdir_to_trial_dir,
             "resources": _resources(self._slot),
+            **self._describe_search(),
         }
         read_back: dict[str, Any] = json.loads(json.dumps(what))
         return read_back
+
+    def _describe_search(self) -> dict[str, Any]:
+        """What was said of the search besides the space and the searcher; of constraints the names."""
+        default, config = self._space.default, self._config
+        points = [self._space.partial(point, "points_to_evaluate") for point in config.points_to_evaluate or ()]
+        return {
+            "constraints": [code_name(each) for each in self._space.constraints],
+            "default_config": default and {"config": pack(default.centre), "confidence": default.confidence},
+            "points_to_evaluate": [pack(point) for point in points],
+            "evaluated_rewards": [_plain_number(each) for each in config.evaluated_rewards or ()],
+        }
 
 
 _IDENTITY = (
     *("space", "metric", "mode", "num_samples", "search_alg", "scheduler", "stop"),
     *("failure_config", "checkpoint_config"),
+    *("constraints", "default_config", "points_to_evaluate", "evaluated_rewards"),
 )
 """What a study must share with the one in its folder to go on with it: everything its decisions depend on."""
 
 _LATER: Mapping[str, Mapping[str, Any]] = {"failure_config": {"on_nan": "fail"}}
 """Settings that studies of the first version did not have, as they were then."""
+
+_ABSENT: Mapping[str, Any] = {
+    "constraints": [],
+    "default_config": None,
+    "points_to_evaluate": [],
+    "evaluated_rewards": [],
+}
+"""What records had nothing of before these came."""
 
 
 class _Clock:
@@ -567,6 +624,67 @@ def _objective(config: TuneConfig, scheduler: object, patient: bool) -> Objectiv
     if found["metric"] is not None and found["mode"] is None:
         raise ValueError(f"mode must be 'min' or 'max' where a metric is given ({found['metric']!r}), got None")
     return Objective(found["metric"], found["mode"] or "min", patient)
+
+
+def _check_points(points: Any, rewards: Any) -> None:
+    """Refuse points and values that are none in any space."""
+    if points is not None and (isinstance(points, str | Mapping) or not isinstance(points, Sequence)):
+        raise TypeError(f"points_to_evaluate must be a list of configurations, got {points!r:.80}")
+    for number, point in enumerate(points or ()):
+        if not isinstance(point, Mapping):
+            raise TypeError(f"points_to_evaluate[{number}] must be a configuration, a dict, got {point!r:.80}")
+    if rewards is None:
+        return
+    if isinstance(rewards, str | Mapping) or not isinstance(rewards, Sequence):
+        raise TypeError(f"evaluated_rewards must be a list of values, got {rewards!r:.80}")
+    if len(rewards) != len(points or ()):
+        raise ValueError(f"evaluated_rewards has {len(rewards)} values for {len(points or ())} points_to_evaluate")
+
+
+def _points(config: TuneConfig, space: Space, objective: Objective) -> list[Point]:
+    """The points to evaluate, in the space's and the objective's terms."""
+    given = config.points_to_evaluate or ()
+    points = []
+    for number, (point, raw) in enumerate(zip(given, config.evaluated_rewards or [None] * len(given), strict=True)):
+        part = space.partial(point, f"points_to_evaluate[{number}]")
+        if raw is None:
+            points.append(Point(part))
+            continue
+        if objective.metric is None:
+            raise ValueError("evaluated_rewards are values of a metric: metric must be given")
+        if lacking := space.lacking(part):
+            raise ValueError(
+                f"points_to_evaluate[{number}] lacks {', '.join(lacking)}; with a value in evaluated_rewards it must "
+                "be complete"
+            )
+        value = _plain_number(raw)
+        reading = objective.read({objective.metric: value})
+        if reading.value is None:
+            raise ValueError(f"evaluated_rewards[{number}] must be a finite number or None, got {raw!r:.80}")
+        points.append(Point(part, reading.value, reading.values[0]))
+    return points
+
+
+def _top(scheduler: object) -> int:
+    """The scheduler's last rung; 1 if it does not say."""
+    known = (getattr(policy, "max_t", None) for policy in (scheduler, getattr(scheduler, "scheduler", None)))
+    return next((top for top in known if isinstance(top, int)), 1)
+
+
+def _plain_number(value: Any) -> Any:
+    """A NumPy scalar as Python's."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _read_search(what: Mapping[str, Any]) -> dict[str, Any]:
+    """What `Tuner` recorded of the search besides the space and the searcher, but for constraints, as arguments."""
+    found: dict[str, Any] = {}
+    if (default := what.get("default_config")) is not None:
+        found |= {"default_config": unpack(default["config"]), "default_confidence": default["confidence"]}
+    if points := what.get("points_to_evaluate"):
+        found |= {"points_to_evaluate": [unpack(point) for point in points]}
+        found |= {"evaluated_rewards": what.get("evaluated_rewards") or None}
+    return found
 
 
 def _rebuild(argument: str, what: Mapping[str, Any], registry: Mapping[str, Any]) -> Any:
@@ -600,7 +718,7 @@ def _stop_rule(stop: Mapping[str, float] | StopRule | None) -> dict[str, Any]:
     """A stop rule as JSON; of one that is code the name, which is the same in a script and where that is imported."""
     if stop is None or isinstance(stop, Mapping):
         return dict(stop or {})
-    return {"function": _short_name(stop)}
+    return {"function": code_name(stop)}
 
 
 def _lives_of(rule: StopRule) -> Iterator[StopRule]:
@@ -616,12 +734,7 @@ def _lives_of(rule: StopRule) -> Iterator[StopRule]:
 def _resources(slot: Slot | Callable[[Config], Slot]) -> dict[str, Any]:
     if isinstance(slot, Slot):
         return {**asdict(slot), "custom": dict(slot.custom)}
-    return {"function": _short_name(getattr(slot, "resources", slot))}
-
-
-def _short_name(function: object) -> str:
-    name: str = getattr(function, "__qualname__", type(function).__qualname__)
-    return name
+    return {"function": code_name(getattr(slot, "resources", slot))}
 
 
 def _whole(name: str, value: object, least: int, or_else: int | None) -> None:

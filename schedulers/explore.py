@@ -5,7 +5,7 @@ that Ray Tune made popular, per kind of hyperparameter:
 
     numeric domain          resampled with probability ``resample_probability``, else multiplied by one of the factors;
                             then the nearest value of the domain. A stepped domain moves by one step at least
-    list (ordered)          resampled, else moved to a neighbour; at an end of the list it may stay
+    list, ordinal           resampled, else moved to a neighbour; at an end of the list it may stay
     choice (unordered)      resampled, else kept; what is inside the branch that is kept is explored in turn
     function                called, else, if the value is a number, multiplied; the domain is whatever it returns
     dict                    each of its entries. One that the configuration lacks, as in another branch, is passed over
@@ -23,7 +23,8 @@ from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
-from raytuner.space import Choice, Function, Numeric, Space, choice, plain, same, sample_from, seeded, unpack
+from raytuner.protocols import Scheduler, SchedulingPolicy
+from raytuner.space import Choice, Function, Numeric, Ordinal, Space, choice, plain, same, sample_from, seeded, unpack
 from raytuner.trial import Config
 
 Factors = Sequence[float]
@@ -244,6 +245,8 @@ def _kind(
     match raw:
         case Numeric():
             return Number(where, raw, _factors(where, factors, unused))
+        case Ordinal(options):
+            return Ladder(where, options)
         case Choice():
             space = Space({_HERE: choice(raw.options)})
             if space.objects:  # their tokens name the place in `param_space`, which may have others
@@ -280,6 +283,17 @@ def _factors(where: str, factors: Factors | Mapping[str, Factors], unused: dict[
 
 
 FACTORS = (1.2, 0.8)
+
+Feasible = Callable[[Config], bool]
+"""Whether a configuration may be tried: all that a scheduler knows of a space."""
+
+
+def built(policy: SchedulingPolicy, seed: int, feasible: Feasible | None) -> Scheduler:
+    """A fresh scheduler; one that makes configurations of its own (``explores``) is told which are feasible."""
+    if feasible is None or not getattr(policy, "explores", False):
+        return policy.build(seed)
+    build: Callable[..., Scheduler] = policy.build
+    return build(seed, feasible)
 
 
 def as_space(mutations: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from typing import Any, Protocol, cast
 
 from raytuner.actions import Action, Stop
 from raytuner.protocols import Scheduler, SchedulingPolicy
+from raytuner.schedulers.explore import Feasible, built
 from raytuner.schedulers.fifo import FIFOScheduler
 from raytuner.schedulers.rungs import check_mode, whole
 from raytuner.spelling import make, spell
@@ -78,11 +79,16 @@ class MedianStoppingRule:
             if theirs is not None and theirs != ours:
                 raise ValueError(f"{name} is {ours!r} in MedianStoppingRule, but {theirs!r} in the scheduler inside it")
 
-    def build(self, seed: int) -> MedianStopping:
+    @property
+    def explores(self) -> bool:
+        """Whether the scheduler inside makes configurations."""
+        return bool(getattr(self.scheduler, "explores", False))
+
+    def build(self, seed: int, feasible: Feasible | None = None) -> MedianStopping:
         """A fresh scheduler; the rule itself leaves nothing to chance."""
         assert self.scheduler is not None
         curves = StepCurves if self.time_attr == "training_iteration" else LevelCurves
-        inner = self.scheduler.build(seed)
+        inner = built(self.scheduler, seed, feasible)
         return MedianStopping(inner, curves(self.grace_period), self.grace_period, self.min_samples_required)
 
     def to_json(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from raytuner.schedulers import explore
 from raytuner.schedulers.pbt import Member, Plan, Population, check_population
-from raytuner.space import Choice, Domain, Float, Numeric, Space, plain, uniform
+from raytuner.space import Choice, Domain, Float, Numeric, Ordinal, Space, plain, uniform
 from raytuner.trial import Config, Observation
 
 if TYPE_CHECKING:
@@ -68,16 +68,17 @@ class PB2:
             )
         _ = self.mutations
 
+    explores = True
+
     @property
     def mutations(self) -> Mapping[str, Any]:
         """What may change, as domains."""
         return _domains(self.hyperparam_bounds or {}, "")
 
-    def build(self, seed: int) -> Population:
-        """A fresh scheduler."""
-        return Population(
-            Plan.of(self), Bandit(self.mutations, self.custom_explore_fn, self.perturbation_interval), seed
-        )
+    def build(self, seed: int, feasible: explore.Feasible | None = None) -> Population:
+        """A fresh scheduler. ``feasible``: whether a configuration may be tried."""
+        bandit = Bandit(self.mutations, self.custom_explore_fn, self.perturbation_interval)
+        return Population(Plan.of(self), bandit, seed, feasible)
 
     def to_json(self) -> dict[str, Any]:
         """The settings as they stand in ``study.json``; of a function the name."""
@@ -98,7 +99,7 @@ def _domains(bounds: Mapping[str, Any], path: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, raw in bounds.items():
         match raw:
-            case Numeric() | Choice():
+            case Numeric() | Ordinal() | Choice():
                 found[name] = raw
             case Mapping():
                 found[name] = _domains(raw, f"{path}{name}/")
@@ -107,7 +108,7 @@ def _domains(bounds: Mapping[str, Any], path: str) -> dict[str, Any]:
             case _:
                 raise ValueError(
                     f"hyperparam_bounds: {path + name!r} is {raw!r:.80}; "
-                    "expected [lowest, highest], a numeric domain, a choice, or a dict of these"
+                    "expected [lowest, highest], a numeric domain, an ordinal, a choice, or a dict of these"
                 )
     return found
 

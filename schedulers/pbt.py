@@ -16,6 +16,8 @@ names. Every ``perturbation_interval`` a member has its turn: ready, exploit, ex
   meanwhile is taken over where it is now, and one that is gone, or was itself taken over, not at all.
 - ``synch=True``: all live members run to the same rung; then all have their turn at once, forks before the others, so
   that no source has moved on.
+- Where configurations have constraints, explore is asked again, 20 times at most, until its answer meets them; else
+  the fork goes on with the source's configuration. All a population knows of them is a predicate (`build`).
 - A member that ends, by itself or because it failed, leaves the population, and can be taken over no more.
 
 Chance: ``[seed, "pbt", number of the turn]``.
@@ -37,6 +39,8 @@ from raytuner.schedulers.rungs import check_mode, whole
 from raytuner.trial import END, Config, Observation, Why
 
 EXPLOITS = ("truncation", "binary_tournament")
+
+MOST_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -91,14 +95,16 @@ class PopulationBasedTraining:
             raise TypeError(f"hyperparam_mutations={self.hyperparam_mutations!r:.80}: expected a dict")
         self._explorer()
 
+    explores = True
+
     @property
     def mutations(self) -> Mapping[str, Any]:
         """What may change, as `raytuner.schedulers.explore.completed` takes it."""
         return self.hyperparam_mutations or {}
 
-    def build(self, seed: int) -> Population:
-        """A fresh scheduler."""
-        return Population(Plan.of(self), _Explorer(self._explorer()), seed)
+    def build(self, seed: int, feasible: explore.Feasible | None = None) -> Population:
+        """A fresh scheduler. ``feasible``: whether a configuration may be tried."""
+        return Population(Plan.of(self), _Explorer(self._explorer()), seed, feasible)
 
     def to_json(self) -> dict[str, Any]:
         """The settings as they stand in ``study.json``; of functions the names."""
@@ -233,8 +239,9 @@ class Population:
     every_report = False
     forks = True
 
-    def __init__(self, plan: Plan, explorer: Explores, seed: int) -> None:
+    def __init__(self, plan: Plan, explorer: Explores, seed: int, feasible: explore.Feasible | None = None) -> None:
         self._plan = plan
+        self._feasible = feasible
         self._explorer = explorer
         self._seed = seed
         self._started = 0  # members so far
@@ -310,7 +317,7 @@ class Population:
     def _fork(self, member: Member, source: Member) -> Fork:
         before = replace(member)
         others = [each for each in self._members.values() if each is not member]
-        config = self._explorer.explore(source, others, self._chance())
+        config = self._explored(source, others)
         del self._members[member.trial]
         member.trial, self._numbered = self._numbered, self._numbered + 1
         member.until = self._next_rung(source)
@@ -321,6 +328,15 @@ class Population:
             self._awaited.add(member.trial)
         self._undo = member.trial, before
         return Fork(member.trial, source.trial, config, member.until, replaces=before.trial)
+
+    def _explored(self, source: Member, others: Sequence[Member]) -> Config:
+        """A feasible configuration for a fork of ``source``: the source's own, if exploring finds none."""
+        rng = self._chance()
+        for _ in range(MOST_TRIES):
+            config = self._explorer.explore(source, others, rng)
+            if self._feasible is None or self._feasible(config):
+                return config
+        return dict(source.config)
 
     def _begin(self, member: Member) -> None:
         self._members[member.trial] = member

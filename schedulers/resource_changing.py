@@ -33,6 +33,7 @@ from typing import Any, Self
 
 from raytuner.allocation import Allocation, LiveTrial, StudyView, covers, less, packs, plus, total
 from raytuner.protocols import Scheduler, SchedulingPolicy
+from raytuner.schedulers.explore import Feasible, built
 from raytuner.schedulers.fifo import FIFOScheduler
 from raytuner.schedulers.rungs import check_mode, whole
 from raytuner.spelling import make, spell
@@ -287,9 +288,9 @@ class ResourceChangingScheduler:
         object.__setattr__(self, "base_scheduler", _policy(self.base_scheduler))
         _check_rule(self.resources_allocation_function)
 
-    def build(self, seed: int) -> Scheduler:
+    def build(self, seed: int, feasible: Feasible | None = None) -> Scheduler:
         """A fresh scheduler: the one inside."""
-        return self._base.build(seed)
+        return built(self._base, seed, feasible)
 
     def allocation(self, slot: Slot | Callable[[Config], Slot], most: int | None, metric: str | None) -> Allocation:
         """What sizes a study's leases, given what `with_resources` and `TuneConfig` say."""
@@ -339,6 +340,10 @@ class ResourceChangingScheduler:
     def mutations(self) -> Mapping[str, Any]:
         found: Mapping[str, Any] = getattr(self._base, "mutations", {})
         return found
+
+    @property
+    def explores(self) -> bool:
+        return bool(getattr(self._base, "explores", False))
 
     @property
     def max_t(self) -> int | None:

@@ -1,7 +1,8 @@
 """Grid search with Ray Tune's semantics: every point of the grid, ``num_samples`` times over.
 
 The grid is the product of all ``grid_search([...])`` of the space; its other domains are drawn anew for each trial.
-The searcher never ends: the study starts ``num_samples`` x ``space.grid_size`` trials.
+The searcher never ends: the study starts ``num_samples`` x ``len(space.grid_points)`` trials. Of a grid under
+constraints only the feasible points are tried.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from raytuner.trial import Observation, Pending
 
 @dataclass(frozen=True, slots=True)
 class GridSearch:
-    """``search_alg=GridSearch()``: trial i takes point ``i % space.grid_size``; without a grid, random search."""
+    """``search_alg=GridSearch()``: each trial takes the next feasible point; without a grid, random search."""
 
     def build(self, space: Space, seed: int) -> GridSearcher:
         return GridSearcher(space, seed)
@@ -35,7 +36,8 @@ class GridSearcher:
         rng = np.random.default_rng([self._seed, trial])
         if not self._space.has_grid:
             return Proposal(self._space.sample(rng), {"origin": "random"})
-        point = trial % self._space.grid_size
+        points = self._space.grid_points
+        point = points[trial % len(points)]
         return Proposal(self._space.sample(rng, point), {"origin": "grid", "point": point})
 
     def tell(self, seen: Observation) -> None:

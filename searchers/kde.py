@@ -19,6 +19,12 @@ widens only numeric bandwidths.
 
 Candidates are compared at the points drawn; integers and quantised floats are rounded afterwards, as in hpbandster.
 
+Not in the paper: where the space has constraints, the best feasible candidate is proposed, and a random configuration
+if none is. Where it has priors, (beta / n) log prior is added to log l / g, as in Hvarfner et al. 2022, "piBO:
+Augmenting Acquisition Functions with User Beliefs for Bayesian Optimization" (arXiv:2204.11051), eq. 6, beta = 10, n
+the outcomes of all rungs; and random configurations come from the prior with probability 1/2 beta / (beta + n), from
+the whole space else: so both fade as outcomes come in.
+
 What it does not do: it does not look at what is pending, and in a small discrete space it may propose the same
 configuration twice; both as in the paper.
 """
@@ -34,7 +40,10 @@ import numpy as np
 from raytuner.actions import Answer, Proposal
 from raytuner.models.parzen import Bools, Floats, Parzen
 from raytuner.space import Space
-from raytuner.trial import Observation, Pending
+from raytuner.trial import Config, Observation, Pending
+
+_BETA = 10.0
+"""How many outcomes a prior outweighs."""
 
 
 class KDESearcher:
@@ -68,7 +77,7 @@ class KDESearcher:
         rng = np.random.default_rng([self._seed, trial])
         rung = self._highest_rung()
         if rng.random() < self._random_fraction or rung is None:
-            return Proposal(self._space.sample(rng), {"origin": "random"})
+            return self._random(rng)
 
         outcomes = self._rungs[rung]
         if outcomes.model is None:
@@ -77,7 +86,13 @@ class KDESearcher:
         drawn = good.sample(rng, self._num_samples, self._bandwidth_factor)  # (num_samples, d)
         active = self._space.snap(drawn)[1]  # not by decoding: that would call the user's `sample_from` for each
         log_ratio = good.log_density(drawn, active) - bad.log_density(drawn, active)  # log l / g, (num_samples,)
-        best = int(log_ratio.argmax())
+        score = log_ratio
+        if self._space.has_prior:
+            score = log_ratio + _BETA / self._told * self._space.log_prior(drawn, active)
+        found = self._best_feasible(drawn, score)
+        if found is None:
+            return self._random(rng)
+        best, config = found
         note = {
             "origin": "model",
             "rung": rung,
@@ -85,7 +100,26 @@ class KDESearcher:
             "bad": len(bad.points),
             "log_ratio": float(log_ratio[best]),
         }
-        return Proposal(self._space.decode(drawn[best]), note)
+        return Proposal(config, note)
+
+    def _best_feasible(self, drawn: Floats, score: Floats) -> tuple[int, Config] | None:
+        """The candidate of the highest score (m,) that is feasible, and its configuration. Few are decoded: that calls
+        the user's functions."""
+        for place in np.argsort(-score, kind="stable").tolist():
+            config = self._space.decode(drawn[place])
+            if self._space.feasible(config):
+                return place, config
+        return None
+
+    def _random(self, rng: np.random.Generator) -> Proposal:
+        if self._space.has_prior and rng.random() < 0.5 * _BETA / (_BETA + self._told):
+            return Proposal(self._space.sample_prior(rng), {"origin": "prior"})
+        return Proposal(self._space.sample(rng), {"origin": "random"})
+
+    @property
+    def _told(self) -> int:
+        """How many outcomes there are, of all rungs."""
+        return sum(len(rung.values) for rung in self._rungs.values())
 
     def tell(self, seen: Observation) -> None:
         value = math.inf if seen.value is None or math.isnan(seen.value) else seen.value

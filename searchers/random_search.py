@@ -1,4 +1,7 @@
-"""Random search: each configuration drawn from the space on its own (Bergstra & Bengio 2012)."""
+"""Random search: each configuration drawn from the space on its own (Bergstra & Bengio 2012).
+
+Uniformly: as in Ray, ``uniform`` means uniform. It does not look at priors.
+"""
 
 from __future__ import annotations
 

@@ -197,6 +197,134 @@ def test_equal_configurations_drawn_twice_are_two_trials(tmp_path: Path) -> None
     assert len(tuner(tmp_path, train, space={"x": tune.choice([0.5])}).fit()) == len(ran) == 3, "also when resumed"
 
 
+# ------------------------------------------------------------------------------ constraints, defaults, given points
+
+PLANE = {"x": tune.uniform(0, 1), "y": tune.uniform(0, 1)}
+
+
+def small(config: dict[str, Any]) -> bool:
+    return bool(config["x"] + config["y"] < 0.5)
+
+
+def never(config: dict[str, Any]) -> bool:
+    return False
+
+
+def sum_of(config: dict[str, Any]) -> float:
+    return float(config["x"] - config["x"])
+
+
+def lacks_something(config: dict[str, Any]) -> bool:
+    return bool(config["z"] > 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"constraints": small}, TypeError, r"constraints is <function small .* expected a list of functions"),
+        ({"constraints": [small, "x < y"]}, TypeError, r"constraints\[1\] is 'x < y' \(str\), expected a function"),
+        (
+            {"constraints": [sum_of]},
+            TypeError,
+            r"constraint 0 \(sum_of\) said 0.0 \(float\), expected True or False, on \{'x",
+        ),
+        (
+            {"constraints": [small, lacks_something]},
+            ValueError,
+            r"constraint 1 \(lacks_something\) failed with KeyError\('z'\) on \{'x': 0\.",
+        ),
+        (
+            {"constraints": [small, never]},
+            ValueError,
+            r"constraints: 0.00% of param_space is feasible \(0 of 2,000 draws\); constraint 0 \(small\) rejects "
+            r"1,7\d\d, constraint 1 \(never\) rejects 2\d\d ",
+        ),
+        (
+            {"constraints": [small], "space": {"x": tune.grid_search([1, 2]), "y": 0}},
+            ValueError,
+            "constraints: none of the 2 points of the grid is feasible",
+        ),
+        ({"default_config": {"x": 2.0}}, ValueError, r"default_config is not in this space: x is 2.0 \(float\)"),
+        ({"default_config": [1]}, TypeError, r"default_config is \[1\] \(list\), expected a dict"),
+        (
+            {"default_confidence": 1.0},
+            ValueError,
+            r"default_confidence is 1.0 \(float\), expected a number between 0 and 1",
+        ),
+        ({"points_to_evaluate": {"x": 1}}, TypeError, "points_to_evaluate must be a list of configurations, got"),
+        ({"points_to_evaluate": [3]}, TypeError, r"points_to_evaluate\[0\] must be a configuration, a dict, got 3"),
+        ({"points_to_evaluate": [{}, {"x": 2}]}, ValueError, r"points_to_evaluate\[1\] is not in this space: x is 2"),
+        ({"points_to_evaluate": [{"z": 2}]}, ValueError, r"points_to_evaluate\[0\] is not in this space: z is unknown"),
+        ({"points_to_evaluate": [{}] * 4}, ValueError, "num_samples is 3, but points_to_evaluate has 4 points to run"),
+        (
+            {"points_to_evaluate": [{"x": 0.5, "y": 0.5}], "constraints": [small]},
+            ValueError,
+            r"points_to_evaluate\[0\]: it is infeasible: constraint 0 \(small\) is False of \{'x': 0.5, 'y': 0.5\}",
+        ),
+        ({"evaluated_rewards": [1.0]}, ValueError, "evaluated_rewards has 1 values for 0 points_to_evaluate"),
+        (
+            {"points_to_evaluate": [{"x": 0.5}], "evaluated_rewards": [1.0]},
+            ValueError,
+            r"points_to_evaluate\[0\] lacks y; with a value in evaluated_rewards it must be complete",
+        ),
+        (
+            {"points_to_evaluate": [{"x": 0.5, "y": 0.5}], "evaluated_rewards": [float("nan")]},
+            ValueError,
+            r"evaluated_rewards\[0\] must be a finite number or None, got nan",
+        ),
+        (
+            {"points_to_evaluate": [{"x": 0.5, "y": 0.5}], "evaluated_rewards": [1], "metric": None, "mode": None},
+            ValueError,
+            "evaluated_rewards are values of a metric: metric must be given",
+        ),
+    ],
+)
+def test_constraints_defaults_and_points_that_make_no_sense(
+    settings: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=f"^{message}"):
+        tuner(tmp_path, **{"space": PLANE} | settings)
+    assert not_begun(tmp_path)
+
+
+def test_constraints_are_part_of_what_a_study_is(tmp_path: Path) -> None:
+    results = tuner(tmp_path, space=PLANE, constraints=[small], num_samples=12).fit()
+    assert all(small(result.config) for result in results)
+    with pytest.raises(ValueError, match=r"constraints: \['small'\] became \[\]"):
+        tuner(tmp_path, space=PLANE, num_samples=12).fit()
+    folder = tmp_path / "study"
+    message = "constraints=… must be given again: the study's are small"
+    refused(ValueError, message, lambda: tune.Tuner.restore(folder, quadratic))
+    restored = tune.Tuner.restore(folder, quadratic, constraints=[small], executor="inline").fit()
+    assert [result.config for result in restored] == [result.config for result in results]
+
+
+def test_a_record_from_before_there_were_constraints_has_none(tmp_path: Path) -> None:
+    tuner(tmp_path, space=PLANE).fit()
+    what = json.loads(study_json(tmp_path).read_text())
+    for name in ("constraints", "default_config", "points_to_evaluate", "evaluated_rewards"):
+        del what[name]
+    study_json(tmp_path).write_text(json.dumps(what))
+    assert len(tuner(tmp_path, space=PLANE).fit()) == 3
+    assert len(tune.Tuner.restore(tmp_path / "study", quadratic, executor="inline").fit()) == 3
+
+
+def test_a_default_is_part_of_what_a_study_is(tmp_path: Path) -> None:
+    kde = BOHB(model="kde")
+    tuner(tmp_path, space=PLANE, search_alg=kde, default_config={"x": 0.5}, default_confidence=0.9).fit()
+    with pytest.raises(ValueError, match=r"default_config: \{'config': \{'x': 0.5\}, 'confidence': 0.9\} became \{"):
+        tuner(tmp_path, space=PLANE, search_alg=kde, default_config={"x": 0.5}).fit()
+    assert len(tune.Tuner.restore(tmp_path / "study", quadratic, executor="inline").fit()) == 3
+
+
+def test_only_feasible_points_of_a_grid_are_trials(tmp_path: Path) -> None:
+    space = {"x": tune.grid_search([0.1, 0.3, 0.6]), "y": tune.grid_search([0.0, 0.3])}
+    results = tuner(tmp_path, space=space, constraints=[small], num_samples=2).fit()
+    assert sorted((result.config["x"], result.config["y"]) for result in results) == [
+        (0.1, 0.0), (0.1, 0.0), (0.1, 0.3), (0.1, 0.3), (0.3, 0.0), (0.3, 0.0),
+    ]  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------------- the study's folder
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,16 +19,19 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from raytuner.prior import Bump, Prior
 from raytuner.space import (
     Choice,
     Float,
     Normal,
     Numeric,
+    Ordinal,
     Space,
     choice,
     grid_search,
     lograndint,
     loguniform,
+    ordinal,
     pack,
     plain,
     qlograndint,
@@ -90,6 +94,11 @@ def normals(draw: st.DrawFn) -> Numeric:
     return qrandn(mean, sd, sd * draw(st.floats(1e-4, 10))) if draw(st.booleans()) else randn(mean, sd)
 
 
+@st.composite
+def ordinals(draw: st.DrawFn) -> Ordinal:
+    return ordinal(draw(st.lists(_constants, min_size=1, max_size=5, unique_by=lambda v: json.dumps(pack(v)))))
+
+
 numerics = floats() | integers() | quantized() | normals()
 
 
@@ -98,7 +107,7 @@ def nodes(draw: st.DrawFn, depth: int) -> Any:
     kind = draw(st.sampled_from(["number", "constant", "dict", "choice", "choice", "list"] if depth else ["number"]))
     match kind:
         case "number":
-            return draw(numerics)
+            return draw(numerics | ordinals())
         case "constant":
             return draw(_constants)
         case "dict":
@@ -260,6 +269,19 @@ def test_the_description_survives_json(raw: dict[str, Any], seed: int) -> None:
     a, b = (s.sample(np.random.default_rng(seed)) for s in (space, again))
     assert same(a, b)
     assert same(unpack(json.loads(json.dumps(pack(a), allow_nan=False))), a)
+
+
+@laws
+@given(ordinals(), st.floats(0, 1))
+def test_ordered_options_are_equal_steps(domain: Ordinal, u: float) -> None:
+    space = Space({"x": domain})
+    value = domain.decode(u)
+    assert domain.contains(value)
+    assert same(domain.decode(domain.encode(value)), value)
+    assert space.categories.tolist() == [0]
+    n = len(domain.options)
+    assert [domain.encode(option) for option in domain.options] == pytest.approx([(i + 0.5) / n for i in range(n)])
+    assert space.snap(np.array([[u]]))[0][0] == pytest.approx(space.encode({"x": value})[0])
 
 
 @laws
@@ -645,6 +667,22 @@ def test_check_names_what_is_wrong(config: Any, message: str) -> None:
         (lambda: Space({"a": {"f": (i for i in "x")}}), TypeError, "a/f is a generator, which cannot be sent"),
         (lambda: Space({"x": uniform(0, 1)}).decode([0.1, 0.2]), ValueError, r"x has shape \(2,\), expected \(1,\)"),
         (lambda: Space({"x": uniform(0, 1)}).decode([math.nan]), ValueError, r"x is nan at \['x'\]"),
+        (lambda: ordinal([1, 2, 1]), ValueError, r"ordinal: option 2 is 1 \(int\), which is there already"),
+        (lambda: ordinal([]), ValueError, "ordinal: categories is empty, expected at least one option"),
+        (lambda: ordinal("abc"), TypeError, r"ordinal: categories is 'abc' \(str\), expected a list of options"),
+        (lambda: ordinal([1, uniform(0, 1)]), TypeError, "ordinal: option 1 is Float.* expected None, bool, int"),
+        (lambda: ordinal([1, {"x": uniform(0, 1)}]), TypeError, "ordinal: option 1/x is Float.* expected None"),
+        (lambda: uniform(0, 1, prior=(2, 0.5)), ValueError, r"uniform: prior's centre is 2 \(int\), expected"),
+        (lambda: randint(0, 9, prior=(1.5, 0.5)), ValueError, r"randint: prior's centre is 1.5 \(float\), expected"),
+        (lambda: uniform(0, 1, prior=0.5), TypeError, r"uniform: prior is 0.5 \(float\), expected a pair"),
+        (lambda: uniform(0, 1, prior=(0.5, 1)), ValueError, r"uniform: prior's confidence is 1 \(int\), expected"),
+        (lambda: randn(prior=(0, math.nan)), ValueError, r"randn: prior's confidence is nan \(float\), expected"),
+        (lambda: choice([1, 2], prior=(True, 0.5)), ValueError, r"choice: prior's centre is True \(bool\), expected"),
+        (lambda: ordinal([1, 2], prior=(3, 0.5)), ValueError, r"ordinal: prior's centre is 3 \(int\), expected"),
+        (lambda: Space({}, [3]), TypeError, r"constraints\[0\] is 3 \(int\), expected a function"),
+        (lambda: Space({}, "ab"), TypeError, r"constraints is 'ab' \(str\), expected a list of functions"),
+        (lambda: Space({"x": 1}, (), {"y": 1}), ValueError, "default_config is not in this space: y is unknown"),
+        (lambda: Space({"x": 1}, (), {"x": 1}, 0), ValueError, r"default_confidence is 0 \(int\), expected a number"),
         (lambda: Space.from_json({"x": {"$beta": [1, 2]}}), ValueError, r"'\$beta' is no kind of domain"),
     ],
 )  # fmt: skip
@@ -771,6 +809,7 @@ SNAPPED = Space(
         "e": randn(0.0, 1.0),
         "f": qrandn(0.0, 1.0, 0.5),
         "g": qloguniform(0.1, 10, 0.1),
+        "h": ordinal(["low", 2, (3,), None]),
     }
 )
 
@@ -783,3 +822,231 @@ def test_points_snap_to_where_their_configurations_are_encoded(seed: int) -> Non
     expected, expected_active = SNAPPED.encode_many([SNAPPED.decode(point) for point in points])
     np.testing.assert_array_equal(active, expected_active)
     np.testing.assert_allclose(X, expected, atol=1e-9)
+
+
+# -------------------------------------------------------------------------------------------------------- priors
+
+
+@st.composite
+def believed(draw: st.DrawFn) -> Numeric | Ordinal:
+    domain = draw(numerics | ordinals())
+    centre, confidence = domain.decode(draw(st.floats(0, 1))), draw(st.floats(0.01, 0.98))
+    return replace(domain, prior=Prior(centre, confidence))  # type: ignore[type-var]
+
+
+CHOICES = st.builds(
+    lambda n, i, confidence: choice(list(range(n)), prior=(i % n, confidence)),
+    st.integers(1, 9),
+    st.integers(0, 8),
+    st.floats(0.01, 0.98),
+)
+
+
+@laws
+@given(believed() | CHOICES)
+def test_a_prior_is_a_density_relative_to_uniform(domain: Any) -> None:
+    """By the trapezoid rule, which is good to 1e-6 where the narrowest bump is 1/100 wide; a mass by its options."""
+    space = Space({"x": domain})
+    n = 200_000
+    points = (
+        np.linspace(0, 1, n + 1)[:, None] if domain.categories == 0 else space.snap(np.linspace(0, 1, 2521)[:, None])[0]
+    )
+    density = np.exp(space.log_prior(points, np.ones(points.shape, dtype=np.bool_)))
+    if domain.categories:
+        options = dict(zip(points[:, 0].tolist(), density.tolist(), strict=True))
+        assert len(options) == domain.categories
+        assert math.fsum(options.values()) / domain.categories == pytest.approx(1, abs=1e-12)
+    else:
+        assert (density.sum() - (density[0] + density[-1]) / 2) / n == pytest.approx(1, abs=1e-6)
+    assert space.has_prior
+    peak = domain.coordinate(domain.prior.centre) if domain.categories else domain.encode(domain.prior.centre)
+    best = space.log_prior(np.array([[min(max(peak, 0.0), 1.0)]]), np.array([[True]]))
+    assert best[0] >= np.log(density).max() - 1e-9
+
+
+@laws
+@given(believed() | CHOICES)
+def test_quantiles_are_those_of_the_density(domain: Any) -> None:
+    belief = domain.belief()
+    p = np.linspace(0.001, 0.999, 201)
+    u = [belief.quantile(each) for each in p.tolist()]
+    assert u == sorted(u)
+    if isinstance(belief, Bump):
+        low, high = -belief.centre / belief.sd, (1 - belief.centre) / belief.sd
+        assert u == pytest.approx(stats.truncnorm(low, high, belief.centre, belief.sd).ppf(p), abs=1e-9)
+        return
+    cells = (np.arange(belief.options * 1000) + 0.5) / (belief.options * 1000)
+    density = np.exp(belief.log_density(cells))
+    below = [(density[cells < each].sum() + 1e-9) / len(cells) for each in u]
+    assert below == pytest.approx(p, abs=1e-2)
+
+
+def test_draws_from_the_prior_follow_it() -> None:
+    """Kolmogorov-Smirnov and a binomial test at 1e-6, seeded."""
+    space = Space({"x": loguniform(1e-4, 1, prior=(1e-2, 0.6)), "c": choice(["a", "b", "c", "d"], prior=("c", 0.5))})
+    rng = np.random.default_rng(0)
+    drawn = [space.sample_prior(rng) for _ in range(4000)]
+    u = [space.encode(config)[0][1] for config in drawn]
+    assert stats.kstest(u, stats.truncnorm(-2.5, 2.5, 0.5, 0.2).cdf).pvalue > 1e-6
+    assert stats.binomtest(sum(config["c"] == "c" for config in drawn), 4000, 0.25 + 0.5 * 0.75).pvalue > 1e-6
+    assert stats.kstest([space.encode(space.sample(rng))[0][1] for _ in range(4000)], "uniform").pvalue > 1e-6
+
+
+@laws
+@given(spaces(), seeds)
+def test_without_priors_nothing_is_believed(raw: dict[str, Any], seed: int) -> None:
+    space = Space(raw)
+    assert not space.has_prior
+    one, other = (np.random.default_rng(seed) for _ in range(2))
+    assert same(space.sample(one), space.sample_prior(other))
+    X, active = space.snap(np.random.default_rng(seed).random((5, space.dim)))
+    assert (space.log_prior(X, active) == 0).all()
+
+
+@laws
+@given(spaces(), seeds, st.floats(0.1, 0.9))
+def test_the_default_is_the_likeliest(raw: dict[str, Any], seed: int, confidence: float) -> None:
+    rng = np.random.default_rng(seed)
+    default = Space(raw).sample(rng)
+    space = Space(raw, default_config=default, default_confidence=confidence)
+    x, active = space.encode(default)
+    others, on = space.snap(rng.random((20, space.dim)))
+    others, on = np.where(active, others, 0.0), np.tile(active, (20, 1))  # in the same branches
+    assert (space.log_prior(others, on) <= space.log_prior(x[None], active[None]) + 1e-9).all()
+    assert space.contains(space.sample_prior(rng))
+    assert space == Space(raw)
+
+
+def test_a_domains_own_prior_goes_before_the_default() -> None:
+    space = Space(
+        {"x": uniform(0, 1, prior=(0.9, 0.9)), "y": uniform(0, 1), "z": uniform(0, 1)}, (), {"x": 0.1, "y": 0.1}
+    )
+    points = np.array([[0.9, 0.1, 0.3], [0.1, 0.1, 0.3], [0.9, 0.9, 0.3], [0.9, 0.1, 0.7]])
+    found = space.log_prior(points, np.ones(points.shape, dtype=np.bool_))
+    assert found[0] > found[1]
+    assert found[0] > found[2]
+    assert found[0] == found[3]
+    off = space.log_prior(points, np.zeros(points.shape, dtype=np.bool_))
+    assert (off == 0).all()
+
+
+@laws
+@given(believed() | CHOICES)
+def test_priors_survive_json_and_show(domain: Any) -> None:
+    space = Space({"x": domain, "y": choice([{"x": domain}, 1])})
+    again = Space.from_json(json.loads(json.dumps(space.to_json(), allow_nan=False)))
+    assert again == space
+    assert again.differences(space) == []
+    points, active = space.snap(np.random.default_rng(0).random((9, space.dim)))
+    assert (again.log_prior(points, active) == space.log_prior(points, active)).all()
+    plain_one = Space({"x": replace(domain, prior=None), "y": choice([{"x": domain}, 1])})
+    assert [sentence.partition(":")[0] for sentence in space.differences(plain_one)] == ["x"]
+    assert ", prior=(" in space.lines()["x"]
+
+
+def test_priors_as_text() -> None:
+    space = Space({"a": uniform(0, 1, prior=(0.5, 0.7)), "b": choice(["x", "y"], prior=("y", 0.5))})
+    assert repr(space) == "Space({'a': uniform(0.0, 1.0, prior=(0.5, 0.7)), 'b': choice(['x', 'y'], prior=('y', 0.5))})"
+    assert repr(Space({"o": ordinal(["x", 1])})) == "Space({'o': ordinal(['x', 1])})"
+
+
+# --------------------------------------------------------------------------------------------------- constraints
+
+
+@laws
+@given(st.floats(0.05, 1.5), seeds)
+def test_samples_meet_the_constraints(most: float, seed: int) -> None:
+    raw = {"a": uniform(0, 1), "b": uniform(0, 1), "c": choice([{"d": uniform(0, 1)}, 7])}
+    free = Space(raw)
+    space = Space(raw, [lambda c: c["a"] + c["b"] < most, lambda c: c["c"] == 7 or c["c"]["d"] > c["a"]])
+    config = space.sample(np.random.default_rng(seed))
+    assert space.feasible(config)
+    assert space.contains(config)
+    first = free.sample(np.random.default_rng(seed))
+    assert space.feasible(first) == same(first, config), "the first that is feasible"
+    assert space.feasible(space.completed({"b": 0.01}, np.random.default_rng(seed)))
+
+
+def test_feasibility_is_the_share_that_is_feasible() -> None:
+    """Three standard deviations of 2,000 draws."""
+    assert Space({"a": uniform(0, 1), "b": uniform(0, 1)}, [lambda c: c["a"] < c["b"]]).feasibility() == pytest.approx(
+        0.5, abs=0.034
+    )
+    assert Space({"a": uniform(0, 1)}).feasibility() == 1.0
+
+
+def test_constraints_see_what_trials_get() -> None:
+    seen: list[dict[str, Any]] = []
+
+    def constraint(config: dict[str, Any]) -> bool:
+        seen.append(config)
+        return config["loss"] is object and config["y"] == 2 * config["x"]
+
+    raw = {"x": uniform(0, 1), "loss": choice([object, "none"]), "y": sample_from(lambda c: c["x"] * 2)}
+    space = Space(raw, [constraint])
+    config = space.sample(np.random.default_rng(0))
+    assert type(seen[-1]) is dict
+    assert seen[-1]["x"] == config["x"]
+
+
+def test_where_nothing_is_feasible() -> None:
+    space = Space({"x": uniform(0, 1)}, [lambda c: c["x"] > 2])
+    with pytest.raises(ValueError, match=r"^of 100,000 draws none is feasible; constraints: .*<lambda>$"):
+        space.sample(np.random.default_rng(0))
+    assert space.feasibility() == 0
+
+
+def test_only_feasible_points_of_a_grid_count() -> None:
+    space = Space(
+        {"a": grid_search([1, 2, 3]), "b": grid_search([1, 2, 3]), "x": uniform(0, 4)},
+        [lambda c: c["a"] + c["b"] < c["x"]],
+    )
+    assert [space.grid_point(point) for point in space.grid_points] == [
+        {"a": 1, "b": 1},
+        {"a": 2, "b": 1},
+        {"a": 1, "b": 2},
+    ]
+    for point in space.grid_points:
+        assert space.feasible(space.sample(np.random.default_rng(1), point))
+    assert list(Space({"a": grid_search([1, 2])}).grid_points) == [0, 1]
+
+
+# ------------------------------------------------------------------------------------------- parts of configurations
+
+
+@laws
+@given(spaces(), seeds, st.data())
+def test_parts_are_completed_as_given(raw: dict[str, Any], seed: int, data: st.DataObject) -> None:
+    space = Space(raw)
+    rng = np.random.default_rng(seed)
+    whole = space.sample(rng)
+    names = data.draw(st.sets(st.sampled_from(sorted(whole)))) if whole else set()
+    part = space.partial({name: whole[name] for name in names}, "point")
+    config = space.completed(part, rng)
+    assert space.contains(config)
+    assert all(same(config[name], whole[name]) for name in names), "to the last digit"
+    assert list(config) == list(raw)
+    assert space.lacking(space.partial(whole, "point")) == []
+
+
+def test_what_a_part_lacks() -> None:
+    space = Space(OPTIMISERS)
+    assert space.lacking({"opt": {"name": "adamw"}, "lr": 0.01}) == ["act", "batch", "size/layers", "size/width"]
+    assert space.lacking({"opt": {"name": "sgd"}, "lr": 0.01, "batch": 16, "act": "relu"}) == [
+        "opt/momentum", "size/layers", "size/width",
+    ]  # fmt: skip
+    config = space.completed({"opt": {"name": "sgd"}, "warm": 5.0, "size": {"width": 8}}, np.random.default_rng(0))
+    assert (config["opt"]["name"], config["warm"], config["size"]["width"]) == ("sgd", 5.0, 8)
+    with pytest.raises(ValueError, match=r"^point is not in this space: opt is \{'name': 'lion'\} "):
+        space.partial({"opt": {"name": "lion"}}, "point")
+
+
+def test_objects_in_a_part_are_those_of_the_space() -> None:
+    def flip() -> None: ...
+
+    space = Space({"a": choice([None, flip]), "b": choice([flip, 1])})
+    part = space.partial({"a": flip, "b": flip}, "point")
+    assert (part["a"].name, part["b"].name) == ("a[1]", "b[0]")
+    assert space.contains(space.completed(part, np.random.default_rng(0)))
+    with pytest.raises(ValueError, match=r"^a is .*, which is none of the objects of param_space"):
+        space.partial({"a": print}, "point")

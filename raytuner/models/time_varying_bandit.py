@@ -71,7 +71,7 @@ from raytuner.models.gaussian_process import (
     Product,
     likeliest,
 )
-from raytuner.space import Choice, Function, Numeric, Space, plain, same
+from raytuner.space import Choice, Function, Numeric, Ordinal, Space, plain, same
 from raytuner.trial import Config
 
 Bools = npt.NDArray[np.bool_]
@@ -405,6 +405,9 @@ def encode(space: Space, config: Config) -> Point:
             if fits:
                 found[j] = fits[0]
                 x[j], active[j] = param.domain.coordinate(fits[0]), True
+        elif isinstance(param.domain, Ordinal):
+            if param.domain.contains(value):
+                x[j], active[j] = param.domain.encode(value), True
         elif _is_number(value):
             x[j], active[j] = _coordinate(param.domain, value), True
     return Point(x, active)
@@ -433,6 +436,8 @@ def _fits(space: Space, option: Any, value: Any, exact: bool) -> bool:
     match option:
         case Numeric():
             return option.contains(value) if exact else _is_number(value)
+        case Ordinal():
+            return option.contains(value)
         case Choice():
             return any(_fits(space, each, value, exact) for each in option.options)
         case Function():

@@ -29,6 +29,7 @@ from raytuner.space import (
     choice,
     lograndint,
     loguniform,
+    ordinal,
     qlograndint,
     qloguniform,
     qrandint,
@@ -335,6 +336,8 @@ def test_factors_by_path() -> None:
         ([5], 5, [5]),
         ([None, 0.1], None, [None, 0.1]),
         ([math.nan, 1.0, 2.0], 1.0, [math.nan, 2.0]),
+        (ordinal(["low", "mid", "high"]), "mid", ["low", "high"]),
+        (ordinal([1, 2.0, None]), 1, [1, 2.0]),
     ],
 )
 def test_a_list_moves_to_a_neighbour(values: Any, was: Any, expected: list[Any]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import raytuner as tune
 from raytuner.actions import Action, Done, Fork, Proposal, Resume, Start, Stop, Wait
 from raytuner.checkpoints import CheckpointConfig
 from raytuner.driver import Driver
@@ -24,10 +25,17 @@ from raytuner.journal import Row
 from raytuner.objective import Objective
 from raytuner.protocols import SchedulingPolicy
 from raytuner.retry import Retries
-from raytuner.schedulers import FIFOScheduler, PopulationBasedTraining, PopulationBasedTrainingReplay
+from raytuner.schedulers import (
+    PB2,
+    FIFOScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    PopulationBasedTrainingReplay,
+    ResourceChangingScheduler,
+)
 from raytuner.schedulers.pbt import quantile_size
 from raytuner.searchers import RandomSearch
-from raytuner.space import Space, loguniform, uniform
+from raytuner.space import Space, choice, loguniform, uniform
 from raytuner.study import Study
 from raytuner.trial import Config, Failure, Lease, Observation, Pending, Reports, State, Trial, Why
 from tests.lives import SPACE, Case, fate, live_through
@@ -920,3 +928,50 @@ def test_the_papers_toy(synch: bool) -> None:
     )
     reached = [climb(policy, seed) for seed in range(20)]
     assert min(reached) >= 1.19, sorted(reached)[:3]
+
+
+@pytest.mark.parametrize("scheduler", ["pbt", "pb2", "median", "resources"])
+def test_forks_meet_the_constraints(scheduler: str) -> None:
+    domains = {"x": uniform(0.0, 1.0), "y": uniform(0.0, 1.0)}
+    settings: dict[str, Any] = {"time_attr": "training_iteration", "perturbation_interval": 3}
+    population: Any = PopulationBasedTraining(**settings, hyperparam_mutations=domains)
+    match scheduler:
+        case "pb2":
+            population = PB2(**settings, hyperparam_bounds=domains)
+        case "median":
+            population = MedianStoppingRule("training_iteration", grace_period=100, scheduler=population)
+        case "resources":
+            population = ResourceChangingScheduler(population)
+    forecast = tune.simulate(
+        domains,
+        curve=lambda config, step: {"loss": config["x"] / step},
+        workers=3,
+        steps=30,
+        tune_config=tune.TuneConfig(
+            metric="loss",
+            mode="min",
+            num_samples=5,
+            scheduler=population,
+            constraints=[lambda c: c["x"] + c["y"] < 0.7],
+        ),
+    )
+    assert len(forecast.configs) > 8
+    assert all(config["x"] + config["y"] < 0.7 for config in forecast.configs.values())
+
+
+def test_a_fork_that_finds_nothing_feasible_keeps_its_sources_configuration() -> None:
+    forecast = tune.simulate(
+        {"x": choice([0.25, 0.5, 0.75])},
+        curve=lambda config, step: {"loss": config["x"] / step},
+        workers=4,
+        steps=30,
+        tune_config=tune.TuneConfig(
+            metric="loss",
+            mode="min",
+            num_samples=4,
+            scheduler=pbt(hyperparam_mutations={"x": uniform(0.0, 1.0)}, perturbation_factors=(1.1,)),
+            constraints=[lambda c: c["x"] in (0.25, 0.5, 0.75)],
+        ),
+    )
+    assert len(forecast.configs) > 4
+    assert {config["x"] for config in forecast.configs.values()} <= {0.25, 0.5, 0.75}

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from raytuner.actions import Proposal
 from raytuner.protocols import SearchAlgorithm, Searcher
 from raytuner.searchers import BOHB, SEARCHERS, GridSearch, RandomSearch
-from raytuner.space import Space, choice, loguniform, quniform, randint, uniform
+from raytuner.space import Constraint, Space, choice, loguniform, ordinal, quniform, randint, randn, uniform
 from raytuner.trial import Config, Failure, Observation, Pending
 from tests.searchers.warm_started import Forgetful, WarmStarted
 
@@ -56,7 +56,38 @@ SPACES: dict[str, dict[str, Any]] = {
         "data": {"name": "digits"},
     },
     "nothing to tune": {"x": 1, "y": {"z": "constant"}},
+    "ordered": {
+        "size": ordinal(["tiny", "small", 100, 1000.0]),
+        "batch": ordinal([16, 32, 64]),
+        "lr": loguniform(1e-5, 1),
+    },
+    "constrained": {
+        "low": uniform(0, 1),
+        "high": uniform(0, 1),
+        "head": choice([{"width": randint(8, 64)}, "linear"]),
+        "layers": randint(1, 9),
+    },
+    "with priors": {
+        "lr": loguniform(1e-5, 1, prior=(1e-3, 0.5)),
+        "decay": randn(0, 1, prior=(0.5, 0.7)),
+        "layers": randint(1, 9, prior=(2, 0.8)),
+        "size": ordinal(["s", "m", "l"], prior=("m", 0.5)),
+        "act": choice(["relu", "gelu", "tanh"], prior=("gelu", 0.6)),
+        "opt": choice([{"name": "sgd", "momentum": uniform(0, 1, prior=(0.9, 0.9))}, {"name": "adam"}]),
+    },
 }
+
+CONSTRAINTS: dict[str, list[Constraint]] = {
+    "constrained": [
+        lambda config: config["low"] < config["high"],
+        lambda config: config["head"] == "linear" or config["head"]["width"] * config["layers"] < 200,
+    ]
+}
+
+
+def space_of(place: str) -> Space:
+    return Space(SPACES[place], CONSTRAINTS.get(place, ()))
+
 
 searchers = pytest.mark.parametrize("name", SEARCHERS_UNDER_TEST)
 spaces = pytest.mark.parametrize("place", SPACES)
@@ -135,7 +166,7 @@ def assert_plain(value: object) -> None:
 @searchers
 @spaces
 def test_proposals_are_plain_values_inside_the_space_and_notes_are_json(name: str, place: str) -> None:
-    space = Space(SPACES[place])
+    space = space_of(place)
     found = proposals(life(SEARCHERS_UNDER_TEST[name].build(space, 0), space))
     assert len(found) == 24
     for proposal in found:
@@ -146,10 +177,19 @@ def test_proposals_are_plain_values_inside_the_space_and_notes_are_json(name: st
 
 
 @searchers
+def test_proposals_meet_the_constraints(name: str) -> None:
+    if SEARCHERS_UNDER_TEST[name] == BOHB():
+        pytest.skip("the joint model does not know constraints yet")
+    space = space_of("constrained")
+    assert 0.2 < space.feasibility() < 0.5
+    assert all(space.feasible(p.config) for p in proposals(life(SEARCHERS_UNDER_TEST[name].build(space, 0), space)))
+
+
+@searchers
 @spaces
 def test_a_model_is_used_where_there_are_enough_outcomes(name: str, place: str) -> None:
     """Otherwise the other tests of this file say nothing about models."""
-    space = Space(SPACES[place])
+    space = space_of(place)
     notes = [p.note for p in proposals(life(SEARCHERS_UNDER_TEST[name].build(space, 0), space))]
     match SEARCHERS_UNDER_TEST[name]:
         case BOHB(min_points_in_model=None) if len(space) > 20:
@@ -166,7 +206,7 @@ def test_a_model_is_used_where_there_are_enough_outcomes(name: str, place: str) 
 @spaces
 def test_replay_equals(name: str, place: str) -> None:
     """A fresh machine that is told the record goes on as the machine that made it."""
-    space = Space(SPACES[place])
+    space = space_of(place)
     algorithm = SEARCHERS_UNDER_TEST[name]
     record = list(life(algorithm.build(space, 7), space))
     for cut in (0, 1, 2, len(record) // 3, len(record) // 2, len(record) - 1, len(record)):
@@ -191,7 +231,7 @@ def goes_on(fresh: Searcher, record: list[Asked | Observation], cut: int) -> lis
 
 
 def test_the_replay_test_bites() -> None:
-    space = Space(SPACES["mixed"])
+    space = space_of("mixed")
     record = list(life(Forgetful().build(space, 7), space))
     cut = len(record) // 2
     expected = [e for e in record[cut:] if isinstance(e, Asked)]
@@ -216,8 +256,8 @@ def test_same_seed_same_proposals_in_another_process() -> None:
 
 def lives() -> Any:
     found = {}
-    for place, param_space in SPACES.items():
-        space = Space(param_space)
+    for place in SPACES:
+        space = space_of(place)
         for name, algorithm in SEARCHERS_UNDER_TEST.items():
             found[f"{name} / {place}"] = as_json(proposals(life(algorithm.build(space, 3), space)))
     return found
@@ -225,7 +265,7 @@ def lives() -> Any:
 
 @searchers
 def test_another_seed_other_proposals(name: str) -> None:
-    space = Space(SPACES["mixed"])
+    space = space_of("mixed")
     one, two = (proposals(life(SEARCHERS_UNDER_TEST[name].build(space, seed), space)) for seed in (0, 1))
     assert all(a.config != b.config for a, b in zip(one, two, strict=True))
 
@@ -246,7 +286,7 @@ def test_another_seed_other_proposals(name: str) -> None:
 )
 @pytest.mark.parametrize("same", [False, True], ids=["different configurations", "one configuration"])
 def test_odd_data(name: str, place: str, values: list[float | None], same: bool) -> None:
-    space = Space(SPACES[place])
+    space = space_of(place)
     searcher = SEARCHERS_UNDER_TEST[name].build(space, 0)
     configs = proposals(life(RandomSearch().build(space, 1), space, trials=max(len(values), 1)))
     for trial, value in enumerate(values):
@@ -264,7 +304,7 @@ def test_odd_data(name: str, place: str, values: list[float | None], same: bool)
 @given(data=st.data())
 def test_whatever_is_told_proposals_stay_inside_the_space(name: str, data: st.DataObject) -> None:
     """Rungs in any order, reports of trials it never proposed, failures, values of any size."""
-    space = Space(SPACES["mixed"])
+    space = space_of("mixed")
     searcher = SEARCHERS_UNDER_TEST[name].build(space, data.draw(st.integers(0, 2**63 - 1)))
     source = RandomSearch().build(space, 5)
     told = st.tuples(st.integers(0, 30), st.sampled_from([1, 3, 9, 2**53]), st.none() | st.floats(width=32))
@@ -282,7 +322,7 @@ def ask(searcher: Searcher, trial: int) -> Proposal:
 @searchers
 def test_configurations_from_outside_the_space_are_passed_over(name: str) -> None:
     """A fork's configuration is the scheduler's, and may lie beyond a bound."""
-    space = Space(SPACES["one dimension"])
+    space = space_of("one dimension")
     told, untold = (SEARCHERS_UNDER_TEST[name].build(space, 0) for _ in range(2))
     for trial in range(20):
         for searcher in (told, untold):

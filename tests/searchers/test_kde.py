@@ -193,3 +193,42 @@ def test_the_first_outcome_of_a_trial_at_a_rung_counts() -> None:
     tell_random(two, 1, range(20))
     tell_random(two, 1, range(20), value=-1.0)
     assert ask(one, 100) == ask(two, 100)
+
+
+def test_a_prior_pulls_proposals_and_fades() -> None:
+    """The good ones lie at both ends: among few outcomes the prior says which end, among many it says little."""
+    believed, other = Space({"x": uniform(0, 1, prior=(0.9, 0.8))}), Space({"x": uniform(0, 1)})
+
+    def distance(space: Space, n: int) -> float:
+        searcher = BOHB("kde", 0.0).build(space, 0)
+        for trial in range(n):
+            x = (0.15, 0.85, 0.5)[trial % 3] + 0.05 * ((trial * 0.618) % 1)
+            searcher.tell(seen(trial, {"x": x}, 1, float(trial % 3 == 2)))
+        return float(np.mean([abs(ask(searcher, trial).config["x"] - 0.9) for trial in range(1000, 1040)]))
+
+    assert distance(believed, 6) < 0.15 < 0.25 < distance(other, 6)
+    assert distance(believed, 3000) == pytest.approx(distance(other, 3000), abs=0.05)
+
+
+def test_half_of_the_first_random_proposals_are_from_the_prior() -> None:
+    """Binomial tests at 1e-4."""
+    space = Space({"x": uniform(0, 1, prior=(0.9, 0.8))})
+    searcher = BOHB("kde", 1.0).build(space, 0)
+    n = 400
+    first = sum(ask(searcher, trial).note["origin"] == "prior" for trial in range(n))
+    assert stats.binomtest(first, n, 0.5).pvalue > 1e-4
+    for trial in range(40):
+        searcher.tell(seen(trial, {"x": trial / 40}, 1, 1.0))
+    later = sum(ask(searcher, trial).note["origin"] == "prior" for trial in range(n))
+    assert stats.binomtest(later, n, 0.1).pvalue > 1e-4
+
+
+def test_the_best_feasible_candidate_is_proposed() -> None:
+    """Everything good lies where it is infeasible; what is proposed by the model lies just beside."""
+    space = Space({"x": uniform(0, 1)}, [lambda config: config["x"] > 0.4])
+    searcher = BOHB("kde", 0.0).build(space, 0)
+    for trial in range(30):
+        searcher.tell(seen(trial, {"x": trial / 30}, 1, abs(trial / 30 - 0.3)))
+    found = [ask(searcher, trial) for trial in range(100, 140)]
+    assert all(space.feasible(each.config) for each in found)
+    assert sum(each.note["origin"] == "model" for each in found) > 30

@@ -62,7 +62,10 @@ class WarmStartedSearcher:
         # The most recent outcomes only: an ask stays cheap in a test that replays a study hundreds of times.
         self._log_scale = descend(self._log_scale, points[-20:], values[-20:], self._settings.steps)
         x = points[values.argmin()] + math.exp(self._log_scale) * rng.standard_normal(len(self._space))
-        return Proposal(self._space.decode(1.0 - abs(1.0 - x % 2.0)), {"log_scale": self._log_scale})  # reflected
+        config = self._space.decode(1.0 - abs(1.0 - x % 2.0))  # reflected
+        if not self._space.feasible(config):
+            config = self._space.sample(rng)
+        return Proposal(config, {"log_scale": self._log_scale})
 
     def tell(self, seen: Observation) -> None:
         if seen.value is not None and math.isfinite(seen.value) and self._space.contains(seen.config):
