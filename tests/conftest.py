@@ -46,3 +46,12 @@ def fast_path(tmp_path: Path) -> Iterator[Path]:
 
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         yield Path(folder)
+
+
+@pytest.fixture
+def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The joint model's answers need not be good ones."""
+    from raytuner.models import acquisition
+
+    for name, count in (("RANDOM", 40), ("PERTURBED", 30), ("ROUNDS", 2)):
+        monkeypatch.setattr(acquisition, name, count)
