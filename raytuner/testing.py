@@ -134,7 +134,7 @@ class SearcherContract:
         searcher, space = self.build(name, place)
         events = [(event, deepcopy(event)) for event in life(searcher, space)]
         for now, before in events:
-            assert now == before, f"it changed what is not its own: {before} became {now}"
+            assert now == before, f"it changed later what is not its own any more: {before} became {now}"
 
     def test_odd_data(self, name: str, place: str, values: str) -> None:
         """Configurations that differ, then all the same one."""
@@ -261,7 +261,9 @@ def life(searcher: Searcher, space: Space, trials: int = 24) -> Iterator[Asked |
         waits = trial == trials
         if not waits:
             pending = tuple(running)
+            before = deepcopy(pending)
             answer = searcher.ask(trial, 1, pending)
+            assert pending == before, f"ask() changed what is pending, which is not its own: {before} became {pending}"
             yield Asked(trial, 1, pending, answer)
             match answer:
                 case Proposal():
@@ -278,7 +280,9 @@ def life(searcher: Searcher, space: Space, trials: int = 24) -> Iterator[Asked |
         if running and (waits or len(running) > 2):
             over = running.pop(0)
             for outcome in outcomes(space, over.trial, over.config):
+                as_told = deepcopy(outcome)
                 searcher.tell(outcome)
+                assert outcome == as_told, f"tell() changed what is not its own: {as_told} became {outcome}"
                 yield outcome
 
 
