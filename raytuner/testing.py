@@ -30,7 +30,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, is_dataclass
 from operator import attrgetter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import numpy as np
 import pytest
@@ -262,7 +262,7 @@ def life(searcher: Searcher, space: Space, trials: int = 24) -> Iterator[Asked |
         if not waits:
             pending = tuple(running)
             before = deepcopy(pending)
-            answer = searcher.ask(trial, 1, pending)
+            answer = searcher.ask(trial, 1, _View(running))
             assert pending == before, f"ask() changed what is pending, which is not its own: {before} became {pending}"
             yield Asked(trial, 1, pending, answer)
             match answer:
@@ -284,6 +284,23 @@ def life(searcher: Searcher, space: Space, trials: int = 24) -> Iterator[Asked |
                 searcher.tell(outcome)
                 assert outcome == as_told, f"tell() changed what is not its own: {as_told} became {outcome}"
                 yield outcome
+
+
+class _View(Sequence[Pending]):
+    """As a study has it: what is pending now, whenever it is looked at."""
+
+    def __init__(self, running: list[Pending]) -> None:
+        self._running = running
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    @overload
+    def __getitem__(self, index: int) -> Pending: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Pending]: ...
+    def __getitem__(self, index: int | slice) -> Pending | Sequence[Pending]:
+        return tuple(self._running)[index]
 
 
 def outcomes(space: Space, trial: int, config: Config) -> list[Observation]:

@@ -59,6 +59,20 @@ class KeepsAGenerator(Sound):
             return Proposal(self.space.sample(self.rng))
 
 
+class KeepsPending(Sound):
+    """Not what it was then, but what it is whenever it is looked at."""
+
+    class Machine(Sound.Machine):
+        pending: Sequence[Pending] = ()
+
+        def ask(self, trial: int, until: int, pending: Sequence[Pending]) -> Answer:
+            kept, self.pending = self.pending, pending
+            return super().ask(trial + 1000 * len(kept), until, pending)
+
+        def recall(self, trial: int, until: int, pending: Sequence[Pending], answer: Answer) -> None:
+            self.pending = pending
+
+
 class RemembersInSettings:
     """What one study is told, the next one knows."""
 
@@ -261,6 +275,7 @@ OUTSIDE = SearcherContract.test_configurations_from_outside_the_space_are_passed
         for broken, check, message, *arguments in [
             (lambda: Forgetful(), REPLAY, "put back by recall"),
             (KeepsAGenerator, REPLAY, "resumed after"),
+            (KeepsPending, REPLAY, "resumed after"),
             (RemembersInSettings, REPLAY, "resumed after"),
             (GoesByTheTime, REPLAY, "resumed after"),
             (UsesGlobalChance, REPLAY, "resumed after"),
