@@ -28,8 +28,8 @@ install: .venv/.installed  ## make .venv with all that demo, tests and checks ne
 demo: install  ## tune a small torch network on handwritten digits; kill it and run it again: it goes on
 	$(BIN)/python examples/digits_bohb.py $(ARGS)
 
-test: install  ## the quick suite
-	$(BIN)/python -m pytest $(ARGS)
+test: install  ## the quick suite, a process for each core (ARGS=-n0: in one)
+	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 check: install  ## format, lint and types
 	$(BIN)/ruff format --check .

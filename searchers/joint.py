@@ -48,6 +48,9 @@ from raytuner.trial import Config, Observation, Pending
 _POOL = int.from_bytes(b"pool", "big")
 _CHOSEN = int.from_bytes(b"data", "big")
 
+BETA = 10.0
+"""How many trials a prior outweighs."""
+
 EVIDENCE = 8
 """So many outcomes at most are named in an explanation."""
 
@@ -169,7 +172,8 @@ class JointSearcher:
             with self._blas.limit(limits=1, user_api="blas"):
                 model = self._surrogate()
                 rng = np.random.default_rng([self._seed, _POOL])
-                choice = Pool(self._space, model, set(), rng, self._acquisition).worth(point, active)
+                pool = Pool(self._space, model, set(), rng, self._acquisition, self._prior_weight())
+                choice = pool.worth(point, active)
                 rows, weights = model.rows, model.weights(point, active)
             (mean, deviation), acquisition, surrogate = self._predicted(choice), choice.acquisition, "process"
         most = np.argsort(-np.abs(weights), kind="stable")[:EVIDENCE]
@@ -208,7 +212,13 @@ class JointSearcher:
         return self._configs[trial]
 
     def _random(self, rng: np.random.Generator) -> Proposal:
+        if self._space.has_prior and rng.random() < 0.5 * self._prior_weight() / (1.0 + self._prior_weight()):
+            return Proposal(self._space.sample_prior(rng), {"origin": "prior"})
         return Proposal(self._space.sample(rng), {"origin": "random"})
+
+    def _prior_weight(self) -> float:
+        """How much the user's priors count: beta / n of Hvarfner et al. 2022, eq. 6."""
+        return BETA / max(self._outcomes.tried, 1) if self._space.has_prior else 0.0
 
     # ------------------------------------------------------------------------------------------ a large history
 
@@ -217,7 +227,11 @@ class JointSearcher:
         found = densities.draw(self._space, rng)
         under_way = {key for each in begun for key in keys(each.point[None])}
         for place, own in enumerate(keys(found.points)):
-            if own not in self._seen and own not in under_way:
+            if (
+                own not in self._seen
+                and own not in under_way
+                and self._space.feasible(config := self._space.decode(found.points[place]))
+            ):
                 note = {
                     "origin": "model",
                     "surrogate": "densities",
@@ -225,7 +239,7 @@ class JointSearcher:
                     "rung": int(self._outcomes.untils[:count].max()),
                     "acquisition": float(found.log_ratio[place]),
                 }
-                return Proposal(self._space.decode(found.points[place]), note)
+                return Proposal(config, note)
         return self._random(rng)
 
     def _latest_densities(self) -> tuple[int, DensityRatio]:
@@ -248,7 +262,7 @@ class JointSearcher:
         )
         seen = self._seen.union(*(keys(each.point[None]) for each in begun))
         rng = np.random.default_rng([self._seed, _POOL, self._first])
-        return Pool(self._space, surrogate, seen, rng, self._acquisition)
+        return Pool(self._space, surrogate, seen, rng, self._acquisition, self._prior_weight())
 
     def _surrogate(self) -> Surrogate:
         """The model of all that was told."""

@@ -12,6 +12,9 @@ from hypothesis import HealthCheck, settings
 CHAOS_CASES = int(os.environ.get("CHAOS_CASES", "10000"))
 """How many cases `make chaos` tries for each scheduler; the length of all else there goes by it."""
 
+FILES_TOGETHER = {"test_cli.py", "test_members.py", "test_packaging.py"}
+"""What they make for all of their tests takes longer than the tests."""
+
 settings.register_profile(
     "quick",
     deadline=None,
@@ -21,6 +24,16 @@ settings.register_profile(
 )
 settings.register_profile("chaos", settings.get_profile("quick"), derandomize=False, max_examples=CHAOS_CASES // 25)
 settings.load_profile("quick")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes: all on a real Ray in one of them, and a file's own fixtures made once."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+        elif item.path.name in FILES_TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +59,12 @@ def fast_path(tmp_path: Path) -> Iterator[Path]:
 
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         yield Path(folder)
+
+
+@pytest.fixture
+def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The joint model's answers need not be good ones."""
+    from raytuner.models import acquisition
+
+    for name, count in (("RANDOM", 40), ("PERTURBED", 30), ("ROUNDS", 2)):
+        monkeypatch.setattr(acquisition, name, count)

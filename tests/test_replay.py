@@ -17,7 +17,7 @@ import pytest
 
 from raytuner.driver import ReplayDiffers
 from raytuner.executors.simulate import World
-from raytuner.models import acquisition, time_varying_bandit
+from raytuner.models import time_varying_bandit
 from raytuner.schedulers import AsyncHyperBandScheduler, HyperBandScheduler
 from raytuner.searchers import GridSearch, RandomSearch
 from tests.conftest import CHAOS_CASES
@@ -41,13 +41,6 @@ def the_model(monkeypatch: pytest.MonkeyPatch) -> None:
 def case_of(searcher: str, scheduler: str) -> Case:
     search = SEARCHERS_UNDER_TEST[searcher]
     return Case(search, SETTINGS[scheduler], GRID if isinstance(search, GridSearch) else SPACE)
-
-
-@pytest.fixture
-def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The joint model's answers need not be good ones."""
-    for name, count in (("RANDOM", 40), ("PERTURBED", 30), ("ROUNDS", 2)):
-        monkeypatch.setattr(acquisition, name, count)
 
 
 POPULATIONS = {"pbt", "pbt synch", "pbt replay", "pb2"}

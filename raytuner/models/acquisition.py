@@ -119,8 +119,10 @@ class Pool:
         seen: Set[bytes],
         rng: np.random.Generator,
         acquisition: Acquisition | None = None,
+        prior_weight: float = 0.0,
     ) -> None:
         self._acquisition = acquisition or Improvement()
+        self._prior_weight = prior_weight
         self._space = space
         self._model = surrogate
         self._seen = seen
@@ -143,6 +145,7 @@ class Pool:
         for place, own_key in enumerate(keys(self._points)):
             self._places.setdefault(own_key, []).append(place)
         self._free = np.ones(len(fresh), dtype=np.bool_)
+        self._believed = self._belief(self._points, self._active)
         self._base = self._reduced, self._best
         self._nothing_begun = _Begun.none(self._inputs.shape[1], len(process.inputs), len(self._inputs))
         self._begun = self._nothing_begun
@@ -164,8 +167,11 @@ class Pool:
         if not self._free.any():
             return None
         deviation = self._deviation(self._reduced)
-        worth = np.where(self._free, self._acquisition.at(self._mean, deviation, self._best), -math.inf)
-        best = int(worth.argmax())
+        worth = self._acquisition.at(self._mean, deviation, self._best) + self._believed
+        worth = np.where(self._free, worth, -math.inf)
+        best = self._first_feasible(worth)
+        if best is None:
+            return None
         return Choice(
             self._points[best],
             self._active[best],
@@ -191,11 +197,30 @@ class Pool:
         self._free[self._places.get(own[0], [])] = False
         self._best = min(self._best, float(process.mean(top)[0]))
 
+    def _first_feasible(self, worth: Floats) -> int | None:
+        """The place of the best that meets the space's constraints; it looks at few, for each calls the user's code."""
+        if not self._space.constraints:
+            return int(worth.argmax())
+        for place in np.argsort(-worth, kind="stable").tolist():
+            if worth[place] == -math.inf:
+                break
+            if self._space.feasible(self._space.decode(self._points[place])):
+                return int(place)
+            self._free[place] = False  # it stays so until the pool is made anew
+        return None
+
+    def _belief(self, points: Floats, active: Bools) -> Floats:
+        """What the user's priors add to the acquisition of points (m, d): piBO, Hvarfner et al. 2022, eq. 6."""
+        if self._prior_weight == 0.0:
+            return np.zeros(len(points))
+        belief: Floats = self._prior_weight * self._space.log_prior(points, active)
+        return belief
+
     def worth(self, point: Floats, active: Bools) -> Choice:
         """What is expected of any point (d,), given the data and what was under way at the start."""
         of = self._weighed(point[None], active[None])
         deviation = self._deviation(of.reduced)
-        acquisition = self._acquisition.at(of.mean, deviation, self._base[1])
+        acquisition = self._acquisition.at(of.mean, deviation, self._base[1]) + self._belief(of.points, of.active)
         return Choice(point, active, float(of.mean[0]), float(deviation[0]), float(acquisition[0]), self._base[1])
 
     # -------------------------------------------------------------------------------------------- the candidates
@@ -241,6 +266,7 @@ class Pool:
     def _score(self, of: _Weighed) -> Floats:
         """The acquisition, -inf where a point was tried."""
         score = self._acquisition.at(of.mean, self._deviation(of.reduced), self._best)
+        score = score + self._belief(of.points, of.active)
         return np.where(of.tried, -math.inf, score)
 
     def _deviation(self, reduced: Floats) -> Floats:

@@ -559,7 +559,7 @@ def test_settings_are_rebuilt_by_name(name: str) -> None:
     assert make(spell(policy, SCHEDULERS), SCHEDULERS) == policy
 
 
-@pytest.mark.parametrize("name", SCHEDULERS.keys() - NOTHING_WITHOUT)
+@pytest.mark.parametrize("name", sorted(SCHEDULERS.keys() - NOTHING_WITHOUT))
 def test_defaults_build(name: str) -> None:
     assert SCHEDULERS[name]().build(0).next() is not None
 
