@@ -35,6 +35,9 @@ RANDOM, ELITES, PERTURBED, LOCAL, ROUNDS, NEIGHBOURS = 200, 10, 200, 3, 5, 16
 Twice as many of all find no more: the largest log expected improvement differs by 0.00 in the mean over 48 states.
 """
 
+GUIDED = 60
+"""Feasible points, where the space has constraints, and points of the user's priors, where it has any."""
+
 _LOG_SQRT_2_PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -232,7 +235,12 @@ class Pool:
             elites.setdefault(own, x)
             if len(elites) == ELITES:
                 break
-        drawn = [rng.random((RANDOM, len(self._space)))]
+        space = self._space
+        drawn = [rng.random((RANDOM, len(space)))]
+        if space.constraints:  # else there might be none that meets them
+            drawn.append(space.encode_many([space.sample(rng) for _ in range(GUIDED)])[0])
+        if self._prior_weight:
+            drawn.append(space.encode_many([space.sample_prior(rng) for _ in range(GUIDED)])[0])
         for place, elite in enumerate(elites.values()):
             sigma = (0.02, 0.08, 0.25)[place % 3]
             drawn.append(self._around(rng, elite, PERTURBED // len(elites), sigma, 0.5))
