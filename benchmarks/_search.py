@@ -156,6 +156,7 @@ def searching(name: str, problem: Any, seed: int, workers: int) -> Searching:
 
 SEARCHERS: dict[str, SearchAlgorithm] = {
     "random": raytuner.searchers.RandomSearch(),
+    "sobol": raytuner.searchers.SobolSearch(),
     "bohb": raytuner.searchers.BOHB(),
     "bohb-log": raytuner.searchers.BOHB(values="log"),
     "bohb-rank": raytuner.searchers.BOHB(values="rank"),

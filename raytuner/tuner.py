@@ -29,7 +29,7 @@ from raytuner.protocols import SchedulingPolicy, SearchAlgorithm
 from raytuner.retry import Retries
 from raytuner.schedulers import SCHEDULERS, FIFOScheduler, PopulationBasedTrainingReplay, ResourceChangingScheduler
 from raytuner.schedulers.explore import completed
-from raytuner.searchers import SEARCHERS, GridSearch, RandomSearch
+from raytuner.searchers import SEARCHERS, GridSearch, RandomSearch, SobolSearch
 from raytuner.session import Rules
 from raytuner.space import Space
 from raytuner.spelling import current, make, spell
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _STORAGE = "~/raytuner_results"
 _TICK_S = 0.2  # how often the loop looks at the clock and for Ctrl-C, when nothing happens
+_DEAF = (GridSearch, RandomSearch, SobolSearch)  # searchers that make nothing of what trials report
 EXECUTORS = ("ray", "inline")
 
 
@@ -222,7 +223,7 @@ class Tuner:
         changing = self._scheduler if isinstance(self._scheduler, ResourceChangingScheduler) else None
         policy = changing.base_scheduler if changing else self._scheduler
         self._objective = _objective(config, policy, self._run.failure_config.on_nan == "ignore")
-        if self._objective.metric is None and not isinstance(self._searcher, GridSearch | RandomSearch):
+        if self._objective.metric is None and not isinstance(self._searcher, _DEAF):
             raise ValueError(f"metric must be given: {type(self._searcher).__name__} cannot search without one")
         if self._objective.metric is None and not isinstance(policy, FIFOScheduler | PopulationBasedTrainingReplay):
             raise ValueError(f"metric must be given: {type(policy).__name__} cannot compare trials without one")
@@ -356,7 +357,7 @@ class Tuner:
 
         self._work.check_portable()
         connect()
-        orderless = isinstance(self._searcher, GridSearch | RandomSearch) and isinstance(self._scheduler, FIFOScheduler)
+        orderless = isinstance(self._searcher, _DEAF) and isinstance(self._scheduler, FIFOScheduler)
         return RayActors(
             self._work,
             rules,

@@ -6,8 +6,11 @@ from raytuner.protocols import SearchAlgorithm
 from raytuner.searchers.bohb import BOHB
 from raytuner.searchers.grid_search import GridSearch
 from raytuner.searchers.random_search import RandomSearch
+from raytuner.searchers.sobol import SobolSearch
 
-__all__ = ["BOHB", "SEARCHERS", "GridSearch", "RandomSearch"]
+__all__ = ["BOHB", "SEARCHERS", "GridSearch", "RandomSearch", "SobolSearch"]
 
-SEARCHERS: dict[str, type[SearchAlgorithm]] = {kind.__name__: kind for kind in (BOHB, GridSearch, RandomSearch)}
+SEARCHERS: dict[str, type[SearchAlgorithm]] = {
+    kind.__name__: kind for kind in (BOHB, GridSearch, RandomSearch, SobolSearch)
+}
 """By class name: a study's record names its searcher and the arguments, never an import path."""

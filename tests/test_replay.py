@@ -61,12 +61,17 @@ VARIANTS = {
 }
 """Settings of an algorithm that others stand for: a third of the deaths."""
 
+BRIEFLY = {"sobol"}
+REPRESENTATIVES = {"fifo", "asha", "hyperband 9"}
+"""All that these searchers meet here: they are asked and told the same by others."""
+
 PAIRS = [
     pytest.param(searcher, scheduler, id=f"{searcher}-{scheduler}")
     for searcher in SEARCHERS_UNDER_TEST
     for scheduler in SETTINGS
     if (scheduler not in POPULATIONS | VARIANTS or searcher == "random")
     and (searcher != "kde" or scheduler == "hyperband 9")  # it is the same machine as "kde, early"
+    and (searcher not in BRIEFLY or scheduler in REPRESENTATIVES)
 ]
 
 

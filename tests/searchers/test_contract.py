@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from raytuner.actions import Proposal
 from raytuner.protocols import SearchAlgorithm, Searcher
-from raytuner.searchers import BOHB, SEARCHERS, GridSearch, RandomSearch
+from raytuner.searchers import BOHB, SEARCHERS, GridSearch, RandomSearch, SobolSearch
 from raytuner.space import Space, choice, loguniform, quniform, randint, uniform
 from raytuner.trial import Config, Failure, Observation, Pending
 from tests.searchers.warm_started import Forgetful, WarmStarted
@@ -29,6 +29,7 @@ from tests.searchers.warm_started import Forgetful, WarmStarted
 SEARCHERS_UNDER_TEST: dict[str, SearchAlgorithm] = {
     "random": RandomSearch(),
     "grid": GridSearch(),
+    "sobol": SobolSearch(),
     "bohb": BOHB(),
     "kde": BOHB(model="kde"),
     "kde, early": BOHB(model="kde", min_points_in_model=2, random_fraction=0.1, num_samples=16),
@@ -158,6 +159,8 @@ def test_a_model_is_used_where_there_are_enough_outcomes(name: str, place: str) 
             assert all(note["origin"] == "random" for note in notes)
         case BOHB():
             assert any(note["origin"] == "model" for note in notes)
+        case SobolSearch() if len(space) > 0:
+            assert [note["point"] for note in notes] == list(range(24))
         case WarmStarted() if len(space) > 0:
             assert len({note["log_scale"] for note in notes}) > 5
 
