@@ -161,6 +161,10 @@ SEARCHERS: dict[str, SearchAlgorithm] = {
     "bohb-log": raytuner.searchers.BOHB(values="log"),
     "bohb-rank": raytuner.searchers.BOHB(values="rank"),
     "kde": raytuner.searchers.BOHB(model="kde"),
+    "tpe": raytuner.searchers.TPE(),
+    "tpe-univariate": raytuner.searchers.TPE(multivariate=False),
+    "evolution": raytuner.searchers.DifferentialEvolution(),
+    "cmaes": raytuner.searchers.CMAES(),
 }
 
 

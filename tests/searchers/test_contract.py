@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from raytuner.actions import Proposal
 from raytuner.protocols import SearchAlgorithm, Searcher
-from raytuner.searchers import BOHB, SEARCHERS, GridSearch, RandomSearch, SobolSearch
+from raytuner.searchers import BOHB, CMAES, SEARCHERS, TPE, DifferentialEvolution, GridSearch, RandomSearch, SobolSearch
 from raytuner.space import Space, choice, loguniform, quniform, randint, uniform
 from raytuner.trial import Config, Failure, Observation, Pending
 from tests.searchers.warm_started import Forgetful, WarmStarted
@@ -33,6 +33,11 @@ SEARCHERS_UNDER_TEST: dict[str, SearchAlgorithm] = {
     "bohb": BOHB(),
     "kde": BOHB(model="kde"),
     "kde, early": BOHB(model="kde", min_points_in_model=2, random_fraction=0.1, num_samples=16),
+    "tpe": TPE(),
+    "tpe, univariate": TPE(multivariate=False, n_initial_points=16, n_ei_candidates=8),
+    "evolution": DifferentialEvolution(),
+    "evolution, small": DifferentialEvolution(population_size=5, crossover_prob=0.9),
+    "cmaes": CMAES(),
     "warm-started": WarmStarted(),
 }
 
@@ -157,7 +162,16 @@ def test_a_model_is_used_where_there_are_enough_outcomes(name: str, place: str) 
             assert all(note["origin"] == "random" for note in notes)
         case BOHB(model="joint") if len(space) == 0:
             assert all(note["origin"] == "random" for note in notes)
-        case BOHB():
+        case TPE() if len(space) == 0:
+            assert all(note["origin"] == "random" for note in notes)
+        case DifferentialEvolution(population_size=size):
+            evolved = len(space) > 0 and (size is not None or len(space) < 12)
+            assert any(note["origin"] == "evolution" for note in notes) == evolved
+        case CMAES():
+            searched = {"sixty dimensions": 1, "mixed": 2}  # the last generation; the others have too few dimensions
+            assert max(note.get("generation", 0) for note in notes) >= searched.get(place, 0)
+            assert {note["origin"] for note in notes} == {"model" if place in searched else "random"}
+        case BOHB() | TPE():
             assert any(note["origin"] == "model" for note in notes)
         case SobolSearch() if len(space) > 0:
             assert [note["point"] for note in notes] == list(range(24))
