@@ -15,7 +15,7 @@ In DEHB the configurations of a bracket's first rung evolve in that rung's own p
 its higher rungs DEHB evolves new ones, from the best of the rung below; here what goes on there are the trials that the
 scheduler promotes, as in Hyperband. They are members too: while a population has room they join it, then they compete
 with the member whose turn it is. A population that has fewer than three members that did not fail is filled up for the
-mutation with the best of other rungs, the next lower ones first, as DEHB does from its "global population".
+mutation with the best of other rungs, the next lower ones first; DEHB takes mutants of all populations together.
 
 Categorical parameters are cut into equal bins of the unit interval; a member stands anywhere in its bin, drawn anew for
 each mutation. So are the coordinates of a member that are inactive in its configuration, where DEHB has defaults.
