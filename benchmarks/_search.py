@@ -156,10 +156,15 @@ def searching(name: str, problem: Any, seed: int, workers: int) -> Searching:
 
 SEARCHERS: dict[str, SearchAlgorithm] = {
     "random": raytuner.searchers.RandomSearch(),
+    "sobol": raytuner.searchers.SobolSearch(),
     "bohb": raytuner.searchers.BOHB(),
     "bohb-log": raytuner.searchers.BOHB(values="log"),
     "bohb-rank": raytuner.searchers.BOHB(values="rank"),
     "kde": raytuner.searchers.BOHB(model="kde"),
+    "tpe": raytuner.searchers.TPE(),
+    "tpe-univariate": raytuner.searchers.TPE(multivariate=False),
+    "evolution": raytuner.searchers.DifferentialEvolution(),
+    "cmaes": raytuner.searchers.CMAES(),
 }
 
 

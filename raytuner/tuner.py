@@ -31,7 +31,7 @@ from raytuner.protocols import SchedulingPolicy, SearchAlgorithm
 from raytuner.retry import Retries
 from raytuner.schedulers import SCHEDULERS, FIFOScheduler, PopulationBasedTrainingReplay, ResourceChangingScheduler
 from raytuner.schedulers.explore import built, completed
-from raytuner.searchers import SEARCHERS, GridSearch, RandomSearch
+from raytuner.searchers import SEARCHERS, GridSearch, RandomSearch, SobolSearch
 from raytuner.searchers.given_points import GivenPoints, Point
 from raytuner.session import Rules
 from raytuner.space import Constraint, Space, checked_constraints, code_name, pack, unpack
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _STORAGE = "~/raytuner_results"
 _TICK_S = 0.2  # how often the loop looks at the clock and for Ctrl-C, when nothing happens
+_DEAF = (GridSearch, RandomSearch, SobolSearch)  # searchers that make nothing of what trials report
 EXECUTORS = ("ray", "inline")
 
 
@@ -240,7 +241,7 @@ class Tuner:
         changing = self._scheduler if isinstance(self._scheduler, ResourceChangingScheduler) else None
         policy = changing.base_scheduler if changing else self._scheduler
         self._objective = _objective(config, policy, self._run.failure_config.on_nan == "ignore")
-        if self._objective.metric is None and not isinstance(self._searcher, GridSearch | RandomSearch):
+        if self._objective.metric is None and not isinstance(self._searcher, _DEAF):
             raise ValueError(f"metric must be given: {type(self._searcher).__name__} cannot search without one")
         if self._objective.metric is None and not isinstance(policy, FIFOScheduler | PopulationBasedTrainingReplay):
             raise ValueError(f"metric must be given: {type(policy).__name__} cannot compare trials without one")
@@ -382,7 +383,7 @@ class Tuner:
 
         self._work.check_portable()
         connect()
-        orderless = isinstance(self._searcher, GridSearch | RandomSearch) and isinstance(self._scheduler, FIFOScheduler)
+        orderless = isinstance(self._searcher, _DEAF) and isinstance(self._scheduler, FIFOScheduler)
         return RayActors(
             self._work,
             rules,
@@ -614,13 +615,15 @@ class _Clock:
 
 
 def _objective(config: TuneConfig, scheduler: object, patient: bool) -> Objective:
-    """The metric and mode, from the `TuneConfig` or, as Ray allows, the scheduler."""
+    """The metric and mode, from the `TuneConfig` or, as Ray allows, the scheduler or the searcher."""
     found: dict[str, str | None] = {}
     for name in ("metric", "mode"):
-        ours, theirs = getattr(config, name), getattr(scheduler, name, None)
-        if ours is not None and theirs is not None and ours != theirs:
-            raise ValueError(f"{name} is {ours!r} in TuneConfig, but {theirs!r} in {type(scheduler).__name__}")
-        found[name] = theirs if ours is None else ours
+        found[name] = getattr(config, name)
+        for other in (scheduler, config.search_alg):
+            ours, theirs = found[name], getattr(other, name, None)
+            if ours is not None and theirs is not None and ours != theirs:
+                raise ValueError(f"{name} is {ours!r} in TuneConfig, but {theirs!r} in {type(other).__name__}")
+            found[name] = theirs if ours is None else ours
     if found["metric"] is not None and found["mode"] is None:
         raise ValueError(f"mode must be 'min' or 'max' where a metric is given ({found['metric']!r}), got None")
     return Objective(found["metric"], found["mode"] or "min", patient)

@@ -99,9 +99,9 @@ class Parzen:
         for j, r in enumerate(self.categories):
             c, a = centre[:, j], active[:, j]  # (m,)
             if r == 0:
-                drawn[:, j] = np.where(a, _truncated_normal(u[:, j], c, h[j]), u[:, j])
+                drawn[:, j] = np.where(a, truncated_normal(u[:, j], c, h[j]), u[:, j])
             else:
-                option = _aitchison_aitken(u[:, j], _options(c, r), r, min(h[j], (r - 1) / r))
+                option = _aitchison_aitken(u[:, j], options(c, r), r, min(h[j], (r - 1) / r))
                 drawn[:, j] = (np.where(a, option, np.floor(u[:, j] * r)) + 0.5) / r
         return drawn
 
@@ -111,7 +111,7 @@ def normal_reference(points: Floats, active: Bools, categories: Ints, min_bandwi
     d = points.shape[1]
     r = np.maximum(categories, 1)
     # A numeric coordinate is measured in [0, 1], a categorical one by option index.
-    values = np.where(categories > 0, _options(points, r), points)  # (n, d)
+    values = np.where(categories > 0, options(points, r), points)  # (n, d)
     n = active.sum(axis=0)  # (d,)
     mean = np.where(active, values, 0.0).sum(axis=0) / np.maximum(n, 1)
     variance = np.where(active, (values - mean) ** 2, 0.0).sum(axis=0) / np.maximum(n, 1)
@@ -135,14 +135,14 @@ def _log_truncated_normal(x: Floats, m: Floats, active: Bools, h: float) -> Floa
 
 def _log_aitchison_aitken(x: Floats, m: Floats, active: Bools, r: int, h: float) -> Floats:
     """Log kernels (m, n) of one categorical coordinate of ``r`` options."""
-    same = np.arange(r)[:, None] == _options(m, r)  # (r, n)
+    same = np.arange(r)[:, None] == options(m, r)  # (r, n)
     probability = np.where(same, 1.0 - h, h / max(r - 1, 1))
     table = np.log(np.where(active, probability, 1.0 / r))
-    log_k: Floats = table[_options(x, r).astype(np.int64)]
+    log_k: Floats = table[options(x, r).astype(np.int64)]
     return log_k
 
 
-def _truncated_normal(u: Floats, m: Floats, h: float) -> Floats:
+def truncated_normal(u: Floats, m: Floats, h: Floats | float) -> Floats:
     """The quantiles ``u`` (m,) of Gaussians around ``m`` (m,) of bandwidth ``h``, truncated to [0, 1]."""
     low, high = ndtr(-m / h), ndtr((1.0 - m) / h)
     drawn: Floats = np.clip(m + h * ndtri(low + u * (high - low)), 0.0, 1.0)
@@ -158,6 +158,6 @@ def _aitchison_aitken(u: Floats, own: Floats, r: int, h: float) -> Floats:
     return np.where(u < 1.0 - h, own, other + (other >= own))
 
 
-def _options(coordinate: Floats, r: Ints | int) -> Floats:
+def options(coordinate: Floats, r: Ints | int) -> Floats:
     """The option index that a categorical coordinate stands for, as a float."""
     return np.clip(np.floor(coordinate * r), 0.0, r - 1.0)

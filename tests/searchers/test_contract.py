@@ -7,7 +7,18 @@ from collections.abc import Mapping
 import pytest
 
 from raytuner.protocols import SearchAlgorithm
-from raytuner.searchers import BOHB, SEARCHERS, GridSearch, RandomSearch
+from raytuner.searchers import (
+    BOHB,
+    CMAES,
+    SEARCHERS,
+    TPE,
+    DifferentialEvolution,
+    GPSearch,
+    GridSearch,
+    RandomSearch,
+    SobolSearch,
+    TuneBOHB,
+)
 from raytuner.spelling import make, spell
 from raytuner.testing import SPACES, SearcherContract, life, proposals
 from tests.searchers.warm_started import WarmStarted
@@ -17,10 +28,19 @@ __all__ = ["SEARCHERS_UNDER_TEST", "SPACES"]
 SEARCHERS_UNDER_TEST: dict[str, SearchAlgorithm] = {
     "random": RandomSearch(),
     "grid": GridSearch(),
+    "sobol": SobolSearch(),
     "bohb": BOHB(),
     "kde": BOHB(model="kde"),
     "kde, early": BOHB(model="kde", min_points_in_model=2, random_fraction=0.1, num_samples=16),
+    "tpe": TPE(),
+    "tpe, univariate": TPE(multivariate=False, n_initial_points=16, n_ei_candidates=8),
+    "evolution": DifferentialEvolution(),
+    "evolution, small": DifferentialEvolution(population_size=5, crossover_prob=0.9),
+    "cmaes": CMAES(),
     "warm-started": WarmStarted(),
+    "gp": GPSearch(),
+    "gp, ucb": GPSearch("ucb", n_initial_points=4),
+    "tune bohb": TuneBOHB(),
 }
 
 
@@ -43,12 +63,23 @@ class TestSearchers(SearcherContract):
         searcher, space = self.build(name, place)
         notes = [p.note for p in proposals(life(searcher, space))]
         match SEARCHERS_UNDER_TEST[name]:
-            case BOHB(min_points_in_model=None) if len(space) > 20:
+            case BOHB(min_points_in_model=None) | TuneBOHB() if len(space) > 20:
                 assert all(note["origin"] == "random" for note in notes)
             case BOHB(model="joint") if len(space) == 0:
                 assert all(note["origin"] == "random" for note in notes)
-            case BOHB():
+            case TPE() | GPSearch() if len(space) == 0:
+                assert all(note["origin"] == "random" for note in notes)
+            case DifferentialEvolution(population_size=size):
+                evolved = len(space) > 0 and (size is not None or len(space) < 12)
+                assert any(note["origin"] == "evolution" for note in notes) == evolved
+            case CMAES():
+                searched = {"sixty dimensions": 1, "mixed": 2}  # the last generation; others have too few dimensions
+                assert max(note.get("generation", 0) for note in notes) >= searched.get(place, 0)
+                assert {note["origin"] for note in notes} == {"model" if place in searched else "random"}
+            case BOHB() | TPE() | GPSearch() | TuneBOHB():
                 assert any(note["origin"] == "model" for note in notes)
+            case SobolSearch() if len(space) > 0:
+                assert [note["point"] for note in notes] == list(range(24))
             case WarmStarted() if len(space) > 0:
                 assert len({note["log_scale"] for note in notes}) > 5
 
