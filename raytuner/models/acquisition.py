@@ -177,7 +177,7 @@ class Pool:
         inputs = self._model.at_top(points, active)
         k = self._fade * self._matern.at(self._lengths, inputs, process.inputs)[0]  # (m, n)
         V = solve_triangular(process.factor, k.T, lower=True, check_finite=False)
-        mean = process.centre + process.scale * (k @ process.alpha)
+        mean = process.expected(inputs) + process.scale * (k @ process.alpha)
         tried = np.array([own in self._seen for own in keys(points)], dtype=np.bool_)
         return _Weighed(points, active, inputs, tried, mean, V, np.einsum("nm,nm->m", V, V))
 
@@ -216,7 +216,7 @@ class Pool:
             slope = self._fade[:, None] * self._matern.slope(self._lengths, z[0], process.inputs)[:, columns]  # (n, q)
             v = solve_triangular(process.factor, k, lower=True, check_finite=False)
             w = solve_triangular(process.factor, v, lower=True, trans=1, check_finite=False)
-            mean = process.centre + process.scale * float(k @ process.alpha)
+            mean = float(process.expected(z)[0]) + process.scale * float(k @ process.alpha)
             deviation = process.scale * math.sqrt(max(process.signal - float(v @ v), 1e-12))
             value = float(log_expected_improvement(np.array([mean]), np.array([deviation]), self._best)[0])
             # d log EI = (-Phi(u) dmean + phi(u) ddeviation) / EI, in logarithms for the far tail
@@ -224,6 +224,8 @@ class Pool:
             of_mean = -math.exp(float(log_ndtr(u)) - value)
             of_deviation = math.exp(-0.5 * u * u - _LOG_SQRT_2_PI - value)
             d_mean = process.scale * (process.alpha @ slope)
+            if process.prior is not None:
+                d_mean = d_mean + process.prior.slope(z[0], columns)
             d_deviation = -(process.scale**2) * (w @ slope) / deviation
             return -value, -(of_mean * d_mean + of_deviation * d_deviation)
 
