@@ -23,6 +23,7 @@ import numpy as np
 import threadpoolctl
 
 from raytuner.actions import Answer, Proposal
+from raytuner.history import Fitted
 from raytuner.models.acquisition import Pool, keys
 from raytuner.models.gaussian_process import Floats, GaussianProcess, likeliest
 from raytuner.models.multi_fidelity import (
@@ -37,11 +38,16 @@ from raytuner.models.multi_fidelity import (
     scores,
 )
 from raytuner.models.parzen import Bools
+from raytuner.models.transfer import Mixed, Sources
 from raytuner.space import Space
 from raytuner.trial import Config, Observation, Pending
 
 _POOL = int.from_bytes(b"pool", "big")
 _CHOSEN = int.from_bytes(b"data", "big")
+_WEIGHED = int.from_bytes(b"old", "big")
+
+FIRST = 3
+"""So many outcomes there must be before old studies are believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,15 @@ class _Begun:
 class JointSearcher:
     """The machine of ``BOHB(model="joint")``. ``least``: trials that are begun before the model is asked."""
 
-    def __init__(self, space: Space, seed: int, least: int, random_fraction: float, values: Values) -> None:
+    def __init__(
+        self,
+        space: Space,
+        seed: int,
+        least: int,
+        random_fraction: float,
+        values: Values,
+        sources: Sequence[Fitted] = (),
+    ) -> None:
         self._space = space
         self._seed = seed
         self._least = least
@@ -72,7 +86,8 @@ class JointSearcher:
         )
         self._first = 0  # the trial that was asked for then
         self._pool: Pool | None = None
-        self._theta: tuple[int, Floats] | None = None  # fitted to so many outcomes
+        self._old = Sources(space, self._features, sources, values) if sources else None
+        self._fit: tuple[int, Floats, Mixed | None] | None = None  # to so many outcomes
         self._blas = threadpoolctl.ThreadpoolController()
 
     def ask(self, trial: int, until: int, pending: Sequence[Pending]) -> Answer:
@@ -81,8 +96,10 @@ class JointSearcher:
         known = self._outcomes.tried
         under_way = sum(not self._outcomes.has(each.trial) for each in begun)
         early = known + under_way < self._least or known < self._least // 2 + 1
-        if rng.random() < self._random_fraction or early or not len(self._space):
+        if rng.random() < self._random_fraction or not len(self._space):
             return self._random(rng)
+        if early and not self._believes():
+            return self._opening(known + under_way) or self._random(rng)
         with self._blas.limit(limits=1, user_api="blas"):  # last digits depend on the number of threads
             pool = self._pool = self._pool or self._new_pool()
             at_first = {(each.trial, each.until) for each in self._at_first or ()}
@@ -133,6 +150,25 @@ class JointSearcher:
     def _random(self, rng: np.random.Generator) -> Proposal:
         return Proposal(self._space.sample(rng), {"origin": "random"})
 
+    # --------------------------------------------------------------------------------------------- old studies
+
+    def _believes(self) -> bool:
+        """Whether old studies make up for the outcomes that the model still lacks."""
+        if self._old is None or self._outcomes.tried < FIRST:
+            return False
+        with self._blas.limit(limits=1, user_api="blas"):
+            return self._fitted(len(self._outcomes))[1] is not None
+
+    def _opening(self, begun: int) -> Proposal | None:
+        """What old studies would begin with, as every other trial."""
+        if self._old is None or self._outcomes.tried >= FIRST or begun % 2:
+            return None
+        with self._blas.limit(limits=1, user_api="blas"):
+            portfolio = self._old.portfolio
+        if begun // 2 >= len(portfolio):
+            return None
+        return Proposal(self._space.decode(portfolio[begun // 2]), {"origin": "portfolio"})
+
     # ----------------------------------------------------------------------------------------------- the model
 
     def _new_pool(self) -> Pool:
@@ -149,15 +185,26 @@ class JointSearcher:
     def _surrogate(self) -> Surrogate:
         """The model of all that was told."""
         count = len(self._outcomes)
-        fitted = last_fit(count)
-        if self._theta is None or self._theta[0] != fitted:
-            inputs, y, *_ = self._data(fitted)
-            self._theta = fitted, likeliest(self._features.kernel, inputs, y, self._features.noise)
+        theta, prior = self._fitted(count)
         inputs, y, points, active, top = self._data(count)
         kernel, noise = self._features.kernel, self._features.noise
-        return Surrogate(
-            self._features, GaussianProcess.of(kernel, self._theta[1], inputs, y, noise), points, active, top
-        )
+        process = GaussianProcess.of(kernel, theta, inputs, y, noise, prior)
+        return Surrogate(self._features, process, points, active, top)
+
+    def _fitted(self, count: int) -> tuple[Floats, Mixed | None]:
+        """The parameters that are in use at ``count`` outcomes, and what old studies say then."""
+        fitted = last_fit(count)
+        if self._fit is None or self._fit[0] != fitted:
+            kernel, noise = self._features.kernel, self._features.noise
+            inputs, y, *_ = self._data(fitted)
+            theta, prior = likeliest(kernel, inputs, y, noise), None
+            if self._old is not None:
+                rng = np.random.default_rng([self._seed, _WEIGHED, fitted])
+                prior = self._old.prior(GaussianProcess.of(kernel, theta, inputs, y, noise), y, rng)
+            if prior is not None:
+                theta = likeliest(kernel, inputs, y - prior.at(inputs), noise)
+            self._fit = fitted, theta, prior
+        return self._fit[1:]
 
     def _data(self, count: int) -> tuple[Floats, Floats, Floats, Bools, float]:
         """Inputs, scores, points, active and top rung of the first ``count`` outcomes, or of those of them that are
