@@ -44,6 +44,7 @@ import numpy as np  # noqa: E402
 from _common import console, table  # noqa: E402
 from _problems import PROBLEMS  # noqa: E402
 from _search import flat, space_of  # noqa: E402
+from scipy import stats  # noqa: E402
 
 from raytuner.actions import Proposal  # noqa: E402
 from raytuner.history import History, Row  # noqa: E402
@@ -124,7 +125,7 @@ class Tasks:
 
     def similar(self, name: str, seed: int) -> list[Task]:
         if self.rig:
-            others = [each for each in LCBENCH_ALL if each != name]
+            others = _alike(name, 0.6)
             drawn = np.random.default_rng([seed, 7]).permutation(len(others))[:3]
             return [_task(others[i], 0, True) for i in drawn]
         return [_task(name, 1 + 3 * seed + i, False) for i in range(3)]
@@ -136,6 +137,15 @@ def _task(name: str, shift: int, rig: bool) -> Task:
 
 
 LCBENCH_ALL: Sequence[str] = ()
+
+
+@cache
+def _alike(name: str, least: float) -> list[str]:
+    """The other data sets whose values of 300 random configurations have a rank correlation of at least so much."""
+    space = _task(name, 0, True).space
+    configs = [space.sample(np.random.default_rng([9, i])) for i in range(300)]
+    values = {each: [_task(each, 0, True).value(config) for config in configs] for each in LCBENCH_ALL}
+    return [each for each in LCBENCH_ALL if each != name and stats.spearmanr(values[name], values[each])[0] >= least]
 
 
 def tasks_of_rig(rig: Path) -> Sequence[str]:
@@ -207,7 +217,8 @@ def run(tasks: Tasks, starts: Sequence[str], seeds: int, trials: int, out: Path 
             for seed in range(seeds):
                 if (name, start, seed) in found:
                     continue
-                values, _, took = study(task, seed, trials, old_studies(start, tasks, name, seed), level)
+                most = 2 * trials if start == "cold" else trials
+                values, _, took = study(task, seed, most, old_studies(start, tasks, name, seed), level)
                 row = {"task": name, "start": start, "seed": seed, "trials": trials, "values": values}
                 row["ask_s"] = took / len(values)
                 found[name, start, seed] = row

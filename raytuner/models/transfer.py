@@ -35,7 +35,8 @@ from functools import cached_property
 from typing import Self, cast
 
 import numpy as np
-from scipy.linalg import cho_solve
+from scipy.linalg import cho_solve, solve_triangular
+from scipy.optimize import nnls
 
 from raytuner.history import Fitted, History
 from raytuner.models.gaussian_process import Decay, Floats, GaussianProcess, Matern, Product
@@ -143,23 +144,28 @@ class Weighing:
 
 def weighed(g: Floats, targets: Floats, process: GaussianProcess, rng: np.random.Generator) -> Weighing:
     """Weigh sources by what they predicted, g (S, n), for ``targets`` (n,), whose posterior alone is ``process``."""
+    count, n = g.shape
     y = (targets - process.centre) / process.scale
-    K_inverse = cho_solve((process.factor, True), np.eye(len(y)), check_finite=False)
-    own = K_inverse.diagonal()
     centred = g - g.mean(axis=1, keepdims=True)
-    along = np.einsum("sn,nm,sm->s", centred, K_inverse, centred)
-    gains = np.maximum((centred @ K_inverse @ y + 1.0) / (along + 1.0), 0.0)
+    whitened = solve_triangular(process.factor, np.column_stack([centred.T, y]), lower=True, check_finite=False)
+    gains, _ = nnls(
+        np.concatenate([whitened[:, :-1], np.eye(count)]), np.append(whitened[:, -1], np.full(count, 1.0 / count))
+    )
+    draws = rng.multinomial(n, np.full(n, 1.0 / n), size=DRAWS).astype(np.float64)  # (B, n)
+    pairs = _weight_of(draws, y[:, None] != y)
+    told = draws[pairs > 0.0]
+    if not len(told):
+        return Weighing(np.zeros(count), process.scale * gains)
+    agree = [np.mean(_weight_of(told, _wrong(each, y)) < 0.5 * pairs[pairs > 0.0]) for each in g]
+    weights = np.maximum(2.0 * np.array(agree) - 1.0, 0.0)
+    K_inverse = cho_solve((process.factor, True), np.eye(n), check_finite=False)
+    own = K_inverse.diagonal()
     alone = y - (K_inverse @ y) / own
-    losses = np.array([y - (K_inverse @ (y - gain * each)) / own for gain, each in zip(gains, centred, strict=True)])
-    counts = rng.multinomial(len(y), np.full(len(y), 1.0 / len(y)), size=DRAWS).astype(np.float64)  # (B, n)
-    pairs = _weight_of(counts, y[:, None] != y)
-    best = _weight_of(counts, _wrong(alone, y))
-    winner = np.full(DRAWS, -1)
-    for s, predicted in enumerate(losses):
-        loss, bare = _weight_of(counts, _wrong(predicted, y)), _weight_of(counts, _wrong(g[s], y))
-        wins = (loss < best) & (bare < 0.5 * pairs)
-        best, winner = np.where(wins, loss, best), np.where(wins, s, winner)
-    return Weighing(np.bincount(winner + 1, minlength=len(g) + 1)[1:] / DRAWS, process.scale * gains)
+    stacked = y - (K_inverse @ (y - (weights * gains) @ centred)) / own
+    better = np.mean(_weight_of(told, _wrong(stacked, y)) <= _weight_of(told, _wrong(alone, y)))
+    if better < 0.25:
+        weights = np.zeros(count)
+    return Weighing(weights, process.scale * gains)
 
 
 def _wrong(predicted: Floats, y: Floats) -> Floats:
