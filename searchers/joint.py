@@ -47,7 +47,7 @@ _CHOSEN = int.from_bytes(b"data", "big")
 _WEIGHED = int.from_bytes(b"old", "big")
 
 FIRST = 3
-"""So many outcomes there must be before old studies are believed."""
+"""So many trials must have been heard of before old studies are believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +160,18 @@ class JointSearcher:
             return self._fitted(len(self._outcomes))[1] is not None
 
     def _opening(self, begun: int) -> Proposal | None:
-        """What old studies would begin with, as every other trial."""
+        """What old studies would begin with, as every other trial, while no other was better than these."""
         if self._old is None or self._outcomes.tried >= FIRST or begun % 2:
             return None
         with self._blas.limit(limits=1, user_api="blas"):
-            portfolio = self._old.portfolio
-        if begun // 2 >= len(portfolio):
+            portfolio = self._old.portfolio[begun // 2 : begun // 2 + 1]
+            theirs = set(keys(np.array(self._old.portfolio)))
+        values: dict[bool, list[float]] = {True: [math.inf], False: [math.inf]}
+        for point, value in zip(self._outcomes.points, self._outcomes.values, strict=True):
+            values[keys(point[None])[0] in theirs].append(value)
+        if not portfolio or (len(values[True]) > 1 and min(values[False]) < min(values[True])):
             return None
-        return Proposal(self._space.decode(portfolio[begun // 2]), {"origin": "portfolio"})
+        return Proposal(self._space.decode(portfolio[0]), {"origin": "portfolio"})
 
     # ----------------------------------------------------------------------------------------------- the model
 

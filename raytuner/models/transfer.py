@@ -5,18 +5,18 @@ Each source has a Gaussian process of its own, of the same features and kernel a
 deviation of the source's scores. The target's f is, in the manner of Vizier's stacked residual models (Golovin et al.
 2017, section 3.4),
 
-    f(x) = sum_s w_s b_s g_s(x) + a Gaussian process of mean 0
+    f(x) = sum_s w_s b_s g_s(x) + c + a Gaussian process of mean 0
 
-    b_s   gain: how many of the target's units one of the source's is worth; the regression of y on g_s under the
-          target's covariance with a normal prior of mean 1 and deviation 1 (R&W section 2.7), not below 0
-    w_s   weight: the share of bootstrap draws of the target's outcomes in which this source's model is the best of all
-          at ranking them. Compared are leave-one-out predictions (R&W eq. 5.12) of the target's process alone and of
-          that process with b_s g_s as its mean, by the pairs that they order wrongly
+    b     gains, in the target's unit for one of the source's: the regression of y on all g_s under the target's
+          covariance (R&W section 2.7), with a normal prior of mean 1 / S and deviation 1 for each, and none below 0
+    w_s   trust in the agreement of ranks: 2 p - 1, where p is the share of bootstrap draws of the target's outcomes in
+          which g_s orders more than half of the pairs rightly; 0 if p is below a half, as by chance
 
-Weights by ranking loss are the idea of RGPE (Feurer, Letham & Bakshy 2018, arXiv:1802.02219); there predictions are
-averaged, so that what was seen is not interpolated, here they are a prior. No source wins a draw in which it orders
-half of the pairs wrongly, or in which the target's process alone is as good: so a source that is no help fades as data
-come, and where all weights are 0 the model is the one without sources.
+and all w are 0 where the process alone is clearly better: if it is at ordering the pairs, by leave-one-out predictions
+(R&W eq. 5.12), in more than 1 - `LEAST_HELP` of the draws. So a source that is no help fades as data come: it is given
+no weight, or the process, which has seen the target, makes up for it; where all w are 0 the model is the one without
+sources. Weights by ranking loss over draws are the idea of RGPE (Feurer, Letham & Bakshy 2018, arXiv:1802.02219); there
+predictions are averaged, so that what was seen is not interpolated, here they are a prior.
 
 The start portfolio is greedy (Wistuba, Schilling & Schmidt-Thieme 2015; Auto-sklearn 2.0, Feurer et al. 2022, section
 3.1): see `portfolio_points`.
@@ -48,11 +48,14 @@ from raytuner.trial import Config
 DRAWS = 200
 """Bootstrap draws of which the weights are shares."""
 
+LEAST_HELP = 0.25
+"""Sources are not used if the process is better without them in more than all but this share of the draws."""
+
 PORTFOLIO = 3
 """How many points of the sources a searcher begins with, at most."""
 
-LEAST_WEIGHT = 0.05
-"""Sources of less weight are left out: each costs time."""
+LEAST_FACTOR = 0.02
+"""Sources of a smaller w b are left out: each costs time."""
 
 APART = 0.1
 """Root mean square distance of coordinates below which two points of a portfolio are taken for the same."""
@@ -128,44 +131,48 @@ class Mixed:
 
 @dataclass(frozen=True, slots=True)
 class Weighing:
-    """How far sources are believed: ``weights`` w (S,), which with the target's own add up to 1, and ``gains`` b."""
+    """How far sources are believed, and what they are worth: w (S,) from 0 to 1, and b (S,), at least 0."""
 
     weights: Floats
     gains: Floats
 
     def prior(self, sources: Sequence[Source]) -> Mixed | None:
-        """The mean function that these weights make; None if no source is believed."""
+        """The mean function that these make; None if no source is believed."""
         factors = self.weights * self.gains
-        used = [s for s in range(len(sources)) if self.weights[s] >= LEAST_WEIGHT and factors[s] > 0.0]
-        if not used:
-            return None
-        return Mixed(tuple(sources[s] for s in used), tuple(factors[used].tolist()))
+        used = [s for s in range(len(sources)) if factors[s] >= LEAST_FACTOR]
+        return Mixed(tuple(sources[s] for s in used), tuple(factors[used].tolist())) if used else None
 
 
-def weighed(g: Floats, targets: Floats, process: GaussianProcess, rng: np.random.Generator) -> Weighing:
-    """Weigh sources by what they predicted, g (S, n), for ``targets`` (n,), whose posterior alone is ``process``."""
+def weighed(g: Floats, targets: Floats, alone: GaussianProcess, rng: np.random.Generator) -> Weighing:
+    """Weigh sources by what they predicted, g (S, n), for ``targets`` (n,), whose posterior without them is given."""
     count, n = g.shape
-    y = (targets - process.centre) / process.scale
+    y = (targets - alone.centre) / alone.scale
     centred = g - g.mean(axis=1, keepdims=True)
-    whitened = solve_triangular(process.factor, np.column_stack([centred.T, y]), lower=True, check_finite=False)
-    gains, _ = nnls(
-        np.concatenate([whitened[:, :-1], np.eye(count)]), np.append(whitened[:, -1], np.full(count, 1.0 / count))
-    )
+    gains = _gains(centred, y, alone.factor)
     draws = rng.multinomial(n, np.full(n, 1.0 / n), size=DRAWS).astype(np.float64)  # (B, n)
-    pairs = _weight_of(draws, y[:, None] != y)
-    told = draws[pairs > 0.0]
-    if not len(told):
-        return Weighing(np.zeros(count), process.scale * gains)
-    agree = [np.mean(_weight_of(told, _wrong(each, y)) < 0.5 * pairs[pairs > 0.0]) for each in g]
-    weights = np.maximum(2.0 * np.array(agree) - 1.0, 0.0)
-    K_inverse = cho_solve((process.factor, True), np.eye(n), check_finite=False)
-    own = K_inverse.diagonal()
-    alone = y - (K_inverse @ y) / own
-    stacked = y - (K_inverse @ (y - (weights * gains) @ centred)) / own
-    better = np.mean(_weight_of(told, _wrong(stacked, y)) <= _weight_of(told, _wrong(alone, y)))
-    if better < 0.25:
+    pairs = _counted(draws, y[:, None] != y)
+    draws, pairs = draws[pairs > 0.0], pairs[pairs > 0.0]
+    if not len(draws):  # all values are equal
+        return Weighing(np.zeros(count), alone.scale * gains)
+    agree = np.array([np.mean(_counted(draws, _wrong(each, y)) < 0.5 * pairs) for each in g])
+    weights = np.maximum(2.0 * agree - 1.0, 0.0)
+    K_inverse = cho_solve((alone.factor, True), np.eye(n), check_finite=False)
+    with_them, without = (
+        _counted(draws, _wrong(y - (K_inverse @ (y - m)) / K_inverse.diagonal(), y))
+        for m in ((weights * gains) @ centred, np.zeros(n))
+    )
+    if np.mean(with_them <= without) < LEAST_HELP:
         weights = np.zeros(count)
-    return Weighing(weights, process.scale * gains)
+    return Weighing(weights, alone.scale * gains)
+
+
+def _gains(g: Floats, y: Floats, L: Floats) -> Floats:
+    """b (S,): the least of (y - b g)^T K^-1 (y - b g) + |b - 1/S|^2 for b at least 0."""
+    count = len(g)
+    white = solve_triangular(L, np.column_stack([g.T, y]), lower=True, check_finite=False)
+    A = np.concatenate([white[:, :-1], np.eye(count)])
+    b: Floats = nnls(A, np.append(white[:, -1], np.full(count, 1.0 / count)))[0]
+    return b
 
 
 def _wrong(predicted: Floats, y: Floats) -> Floats:
@@ -174,7 +181,7 @@ def _wrong(predicted: Floats, y: Floats) -> Floats:
     return np.where(y[:, None] != y, (1.0 - order) / 2.0, 0.0)
 
 
-def _weight_of(counts: Floats, pairs: Floats | Bools) -> Floats:
+def _counted(counts: Floats, pairs: Floats | Bools) -> Floats:
     """How many of the marked pairs (n, n) there are in each draw (B, n); (B,)."""
     return np.asarray(np.einsum("bn,nm,bm->b", counts, pairs.astype(np.float64), counts, optimize=True))
 
