@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from raytuner.curves import Recorded as Recorded
     from raytuner.curves import Shape as Shape
     from raytuner.folder import StudyInUse as StudyInUse
+    from raytuner.history import History as History
+    from raytuner.models.transfer import portfolio as portfolio
     from raytuner.plan import Faults as Faults
     from raytuner.plan import Forecast as Forecast
     from raytuner.plan import simulate as simulate
@@ -51,6 +53,8 @@ _HOME = {
     "raytuner.checkpoints": ["Checkpoint", "CheckpointConfig"],
     "raytuner.curves": ["Recorded", "Shape"],
     "raytuner.folder": ["StudyInUse"],
+    "raytuner.history": ["History"],
+    "raytuner.models.transfer": ["portfolio"],
     "raytuner.plan": ["Faults", "Forecast", "simulate"],
     "raytuner.results": ["Result", "ResultGrid"],
     "raytuner.session": ["get_checkpoint", "get_context", "report", "should_checkpoint"],

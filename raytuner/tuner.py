@@ -537,7 +537,7 @@ class Tuner:
             if name == "space" and known.get("space") != what["space"]:
                 differences += _space_differences(known.get("space"), self._space)
             elif (was := {**_LATER.get(name, {}), **known[name]} if name in _LATER else known.get(name)) != what[name]:
-                differences.append(f"{name}: {was!r} became {what[name]!r}")
+                differences.append(f"{name}: {_brief(was)} became {_brief(what[name])}")
         seed = known["seed"]
         if self._config.seed not in (None, seed):
             differences.append(f"seed: {seed} became {self._config.seed}")
@@ -708,6 +708,12 @@ def _objects(described: Any) -> Iterator[str]:
         case dict() | list():
             for each in described.values() if isinstance(described, dict) else described:
                 yield from _objects(each)
+
+
+def _brief(value: Any) -> str:
+    """As much of a setting as a message can hold: a warm start has hundreds of rows."""
+    text = repr(value)
+    return text if len(text) <= 1000 else f"{text[:900]} … ({len(text)} characters)"
 
 
 def _space_differences(known: Any, space: Space) -> list[str]:

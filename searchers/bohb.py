@@ -9,10 +9,11 @@ a searcher only sees which rung an outcome belongs to.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
+from raytuner.history import History, fitting, histories
 from raytuner.models.multi_fidelity import Values
 from raytuner.models.parzen import LEAST_BANDWIDTH
 from raytuner.protocols import Searcher
@@ -34,6 +35,8 @@ class BOHB:
     num_samples: of "kde": how many candidates are compared for a proposal.
     bandwidth_factor: of "kde": how much wider than the model its candidates are drawn.
     min_bandwidth: of "kde": the least width of a kernel, where 1 is the width of a parameter's range.
+    warm_start: of "joint": earlier studies, to begin from and to model with (`raytuner.history`, and
+        `raytuner.models.transfer`). Of each at least one row must fit the space.
     """
 
     model: Literal["joint", "kde"] = "joint"
@@ -44,8 +47,10 @@ class BOHB:
     num_samples: int = 64
     bandwidth_factor: float = 3
     min_bandwidth: float = 1e-3
+    warm_start: Sequence[History] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "warm_start", histories(self.warm_start))
         if self.model not in ("joint", "kde"):
             raise ValueError(f"model must be 'joint' or 'kde': got {self.model!r}")
         if self.values not in ("log", "standard", "rank"):
@@ -63,10 +68,15 @@ class BOHB:
         if not LEAST_BANDWIDTH <= self.min_bandwidth <= 1:
             raise ValueError(f"min_bandwidth must be in [{LEAST_BANDWIDTH}, 1]: got {self.min_bandwidth}")
         kde = {"top_n_percent": 15, "num_samples": 64, "bandwidth_factor": 3, "min_bandwidth": 1e-3}
-        others = kde if self.model == "joint" else {"values": "standard"}
+        others = kde if self.model == "joint" else {"values": "standard", "warm_start": ()}
         for name, default in others.items():
             if getattr(self, name) != default:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but model={self.model!r} has no use for it")
+
+    def to_json(self) -> Any:
+        """For a record."""
+        args = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {**args, "warm_start": [each.to_json() for each in self.warm_start]}
 
     @classmethod
     def from_json(cls, args: Mapping[str, Any]) -> Self:
@@ -79,7 +89,8 @@ class BOHB:
         least = self.min_points_in_model
         if self.model == "joint":
             fraction = 0.05 if self.random_fraction is None else self.random_fraction
-            return JointSearcher(space, seed, max(6, len(space) + 1) if least is None else least, fraction, self.values)
+            least = max(6, len(space) + 1) if least is None else least
+            return JointSearcher(space, seed, least, fraction, self.values, sources=fitting(self.warm_start, space))
         return KDESearcher(
             space,
             seed,

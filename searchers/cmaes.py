@@ -33,11 +33,11 @@ import threadpoolctl
 
 from raytuner.actions import Answer, Proposal
 from raytuner.models.parzen import Floats, Ints
-from raytuner.searchers.feasible import ATTEMPTS, feasible
 from raytuner.space import Integer, Param, Quantized, Space
 from raytuner.trial import Observation, Pending
 
 _RESTART = int.from_bytes(b"restart", "big")
+_ATTEMPTS = 100  # so often is a proposal drawn anew before it is one of `Space.sample`
 _MOST_STEPS = 1000  # more are as good as continuous
 _CONVERGED = 1e-6  # in a generation that lies so close nothing is left to find; 1 is a parameter's range
 
@@ -87,10 +87,10 @@ class CMAESSearcher:
     def ask(self, trial: int, until: int, pending: Sequence[Pending]) -> Answer:
         rng = np.random.default_rng([self._seed, trial])
         if self._distribution is not None:
-            for attempt in range(ATTEMPTS):
+            for attempt in range(_ATTEMPTS):
                 point, raw = self._draw(rng)
                 config = self._space.decode(point)
-                if feasible(self._space, config):
+                if self._space.feasible(config):
                     self._generation.begun[trial] = raw
                     note = {"generation": self._generation.number, "attempt": attempt, "restarts": self._restarts}
                     return Proposal(config, {"origin": "model", **note})

@@ -34,9 +34,11 @@ import numpy as np
 
 from raytuner.actions import Answer, Proposal
 from raytuner.models.parzen import Bools, Floats
-from raytuner.searchers.feasible import ATTEMPTS, feasible
 from raytuner.space import Space
 from raytuner.trial import Observation, Pending
+
+
+_ATTEMPTS = 100  # so often is a proposal drawn anew before it is one of `Space.sample`
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +118,12 @@ class DifferentialEvolutionSearcher:
         pool = self._pool(until, target)
         if len(pool) < 3:
             return None
-        for _ in range(ATTEMPTS):
+        for _ in range(_ATTEMPTS):
             parents = [pool[i] for i in rng.choice(len(pool), size=3, replace=False)]
             x1, x2, x3, old = (spread(self._space, each, rng) for each in (*parents, target))
             mutant = repaired(x1 + self._mutation_factor * (x2 - x3), rng)
             config = self._space.decode(crossed(old, mutant, self._crossover_prob, rng))
-            if feasible(self._space, config):
+            if self._space.feasible(config):
                 note = {"target": target.trial, "parents": [each.trial for each in parents]}
                 return Proposal(config, {"origin": "evolution", "rung": until, "slot": slot, **note})
         return None

@@ -24,6 +24,7 @@ import threadpoolctl
 
 from raytuner.actions import Answer, Proposal
 from raytuner.explanation import Evidence, Explanation
+from raytuner.history import Fitted
 from raytuner.models.acquisition import Acquisition, Choice, Improvement, Pool, keys
 from raytuner.models.density_ratio import DensityRatio
 from raytuner.models.gaussian_process import Floats, GaussianProcess, likeliest
@@ -41,12 +42,17 @@ from raytuner.models.multi_fidelity import (
     unscored,
 )
 from raytuner.models.parzen import Bools, Ints
+from raytuner.models.transfer import Mixed, Sources
 from raytuner.protocols import Searcher
 from raytuner.space import Space
 from raytuner.trial import Config, Observation, Pending
 
 _POOL = int.from_bytes(b"pool", "big")
 _CHOSEN = int.from_bytes(b"data", "big")
+_WEIGHED = int.from_bytes(b"old", "big")
+
+FIRST = 3
+"""So many trials must have been heard of before old studies are believed."""
 
 BETA = 10.0
 """How many trials a prior outweighs."""
@@ -86,6 +92,7 @@ class JointSearcher:
         acquisition: Acquisition | None = None,
         over_rungs: bool = True,
         start: Searcher | None = None,
+        sources: Sequence[Fitted] = (),
     ) -> None:
         self._space = space
         self._seed = seed
@@ -104,8 +111,9 @@ class JointSearcher:
         )
         self._first = 0  # the trial that was asked for then
         self._pool: Pool | None = None
-        self._theta: tuple[int, Floats] | None = None  # fitted to so many outcomes
         self._densities: tuple[int, DensityRatio] | None = None  # of so many outcomes
+        self._old = Sources(space, self._features, sources, values) if sources else None
+        self._fit: tuple[int, Floats, Mixed | None] | None = None  # to so many outcomes
         self._blas = threadpoolctl.ThreadpoolController()
 
     def ask(self, trial: int, until: int, pending: Sequence[Pending]) -> Answer:
@@ -114,10 +122,10 @@ class JointSearcher:
         known = self._outcomes.tried
         under_way = sum(not self._outcomes.has(each.trial) for each in begun)
         early = known + under_way < self._least or known < self._least // 2 + 1
-        if early and self._start is not None:
-            return self._start.ask(trial, until, pending)
-        if rng.random() < self._random_fraction or early or not len(self._space):
+        if rng.random() < self._random_fraction or not len(self._space):
             return self._random(rng)
+        if early and not self._believes():
+            return self._opening(known + under_way) or self._started(trial, until, pending, rng)
         if len(self._outcomes) >= LARGE:
             return self._by_densities(rng, begun)
         with self._blas.limit(limits=1, user_api="blas"):  # last digits depend on the number of threads
@@ -216,6 +224,10 @@ class JointSearcher:
             return Proposal(self._space.sample_prior(rng), {"origin": "prior"})
         return Proposal(self._space.sample(rng), {"origin": "random"})
 
+    def _started(self, trial: int, until: int, pending: Sequence[Pending], rng: np.random.Generator) -> Answer:
+        """One of the first."""
+        return self._random(rng) if self._start is None else self._start.ask(trial, until, pending)
+
     def _prior_weight(self) -> float:
         """How much the user's priors count: beta / n of Hvarfner et al. 2022, eq. 6."""
         return BETA / max(self._outcomes.tried, 1) if self._space.has_prior else 0.0
@@ -250,6 +262,29 @@ class JointSearcher:
             self._densities = count, DensityRatio.of(self._outcomes, count, self._space, chance)
         return self._densities
 
+    # --------------------------------------------------------------------------------------------- old studies
+
+    def _believes(self) -> bool:
+        """Whether old studies make up for the outcomes that the model still lacks."""
+        if self._old is None or self._outcomes.tried < FIRST:
+            return False
+        with self._blas.limit(limits=1, user_api="blas"):
+            return self._fitted(len(self._outcomes))[1] is not None
+
+    def _opening(self, begun: int) -> Proposal | None:
+        """What old studies would begin with, as every other trial, while no other was better than these."""
+        if self._old is None or self._outcomes.tried >= FIRST or begun % 2:
+            return None
+        with self._blas.limit(limits=1, user_api="blas"):
+            portfolio = self._old.portfolio[begun // 2 : begun // 2 + 1]
+            theirs = set(keys(np.array(self._old.portfolio)))
+        values: dict[bool, list[float]] = {True: [math.inf], False: [math.inf]}
+        for point, value in zip(self._outcomes.points, self._outcomes.values, strict=True):
+            values[keys(point[None])[0] in theirs].append(value)
+        if not portfolio or (len(values[True]) > 1 and min(values[False]) < min(values[True])):
+            return None
+        return Proposal(self._space.decode(portfolio[0]), {"origin": "portfolio"})
+
     # ----------------------------------------------------------------------------------------------- the model
 
     def _new_pool(self) -> Pool:
@@ -267,16 +302,27 @@ class JointSearcher:
     def _surrogate(self) -> Surrogate:
         """The model of all that was told."""
         count = len(self._outcomes)
-        fitted = last_fit(count)
-        if self._theta is None or self._theta[0] != fitted:
-            inputs, y, *_ = self._data(fitted)
-            self._theta = fitted, likeliest(self._features.kernel, inputs, y, self._features.noise)
+        theta, prior = self._fitted(count)
         inputs, y, rows, top = self._data(count)
         points, active = self._outcomes.points[rows], self._outcomes.active[rows]
         kernel, noise = self._features.kernel, self._features.noise
-        return Surrogate(
-            self._features, GaussianProcess.of(kernel, self._theta[1], inputs, y, noise), points, active, top, rows
-        )
+        process = GaussianProcess.of(kernel, theta, inputs, y, noise, prior)
+        return Surrogate(self._features, process, points, active, top, rows)
+
+    def _fitted(self, count: int) -> tuple[Floats, Mixed | None]:
+        """The parameters that are in use at ``count`` outcomes, and what old studies say then."""
+        fitted = last_fit(count)
+        if self._fit is None or self._fit[0] != fitted:
+            kernel, noise = self._features.kernel, self._features.noise
+            inputs, y, *_ = self._data(fitted)
+            theta, prior = likeliest(kernel, inputs, y, noise), None
+            if self._old is not None:
+                rng = np.random.default_rng([self._seed, _WEIGHED, fitted])
+                prior = self._old.prior(GaussianProcess.of(kernel, theta, inputs, y, noise), y, rng)
+            if prior is not None:
+                theta = likeliest(kernel, inputs, y - prior.at(inputs), noise)
+            self._fit = fitted, theta, prior
+        return self._fit[1:]
 
     def _rungs(self, untils: Sequence[int]) -> Floats:
         return rungs(untils) if self._over_rungs else np.zeros(len(untils))

@@ -18,7 +18,6 @@ import numpy as np
 
 from raytuner.actions import Answer, Proposal
 from raytuner.models.parzen import Floats
-from raytuner.searchers.feasible import constrained, feasible
 from raytuner.space import Space
 from raytuner.trial import Observation, Pending
 
@@ -73,13 +72,13 @@ class SobolSearcher:
 
     def _index(self, trial: int) -> int | None:
         """Which point is a trial's; None if it has none."""
-        if not constrained(self._space):
+        if not self._space.constraints:
             return trial if trial < _LAST else None
         while len(self._feasible) <= trial:
             newest = self._feasible[-1] if self._feasible else -1
             if self._tested == _LAST or self._tested - newest > _REFUSED:
                 return None
-            if feasible(self._space, self._space.decode(self._point(self._tested))):
+            if self._space.feasible(self._space.decode(self._point(self._tested))):
                 self._feasible.append(self._tested)
             self._tested += 1
         return self._feasible[trial]

@@ -37,7 +37,6 @@ import numpy as np
 from raytuner.actions import Answer, Proposal
 from raytuner.models.adaptive_parzen import AdaptiveParzen, forgetting
 from raytuner.models.parzen import Bools, Floats, Ints
-from raytuner.searchers.feasible import constrained, feasible
 from raytuner.space import Space
 from raytuner.trial import Observation, Pending
 
@@ -114,7 +113,7 @@ class TPESearcher:
         liars = self._liars(pending)
         for point, log_ratio in self._best(rng, liars):
             config = self._space.decode(point)
-            if feasible(self._space, config):
+            if self._space.feasible(config):
                 good, bad, _ = self._split
                 counts = {"outcomes": len(outcomes), "good": len(good), "bad": len(bad), "pending": len(liars[0])}
                 return Proposal(config, {"origin": "model", **counts, "log_ratio": log_ratio})
@@ -176,7 +175,7 @@ class TPESearcher:
                 point[columns] = drawn[place]
                 total += float(log_ratio[place])
             yield point, total
-            if not constrained(self._space):
+            if not self._space.constraints:
                 return
 
     def _active(self, j: int, point: Floats) -> bool:
@@ -207,10 +206,10 @@ class TPESearcher:
         full = snapped(self._space, full, columns)
         drawn = full[:, columns]
         log_ratio = density.log_density(drawn) - other.log_density(drawn)  # log l - log g, (m,)
-        if getattr(self._space, "has_prior", False):
+        if self._space.has_prior:
             active = np.zeros(full.shape, dtype=np.bool_)
             active[:, columns] = True
-            log_ratio += 10.0 / len(outcomes) * self._space.log_prior(full, active)  # type: ignore[attr-defined]
+            log_ratio += 10.0 / len(outcomes) * self._space.log_prior(full, active)
         order = np.argsort(-log_ratio, kind="stable")
         return drawn[order], log_ratio[order]
 

@@ -267,7 +267,7 @@ class Pool:
         inputs = self._model.at_top(points, active)
         k = self._fade * self._matern.at(self._lengths, inputs, process.inputs)[0]  # (m, n)
         V = solve_triangular(process.factor, k.T, lower=True, check_finite=False)
-        mean = process.centre + process.scale * (k @ process.alpha)
+        mean = process.expected(inputs) + process.scale * (k @ process.alpha)
         tried = np.array([own in self._seen for own in keys(points)], dtype=np.bool_)
         return _Weighed(points, active, inputs, tried, mean, V, np.einsum("nm,nm->m", V, V))
 
@@ -306,10 +306,12 @@ class Pool:
             k = self._fade * self._matern.at(self._lengths, z, process.inputs)[0][0]
             slope = self._fade[:, None] * self._matern.slope(self._lengths, z[0], process.inputs)[:, columns]  # (n, q)
             w = self._inverse @ k
-            mean = process.centre + process.scale * float(k @ process.alpha)
+            mean = float(process.expected(z)[0]) + process.scale * float(k @ process.alpha)
             deviation = process.scale * math.sqrt(max(process.signal - float(k @ w), 1e-12))
             value, of_mean, of_deviation = self._acquisition.slope(mean, deviation, self._best)
             d_mean = process.scale * (process.alpha @ slope)
+            if process.prior is not None:
+                d_mean = d_mean + process.prior.slope(z[0], columns)
             d_deviation = -(process.scale**2) * (w @ slope) / deviation
             return -value, -(of_mean * d_mean + of_deviation * d_deviation)
 

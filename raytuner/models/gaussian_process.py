@@ -194,6 +194,17 @@ class Mix:
 
 # ------------------------------------------------------------------------------------------------------- the process
 
+
+class MeanFunction(Protocol):
+    """What is expected of f before any data, in the targets' unit."""
+
+    def at(self, inputs: Floats) -> Floats:
+        """At ``inputs`` (m, D); (m,)."""
+
+    def slope(self, z: Floats, columns: npt.NDArray[np.int64]) -> Floats:
+        """Its derivatives at one input ``z`` (D,) with respect to some ``columns`` (q,); (q,)."""
+
+
 VARIANCE = Prior(0.0, 1.0)
 """log s^2, where targets have variance 1."""
 
@@ -233,6 +244,7 @@ class GaussianProcess:
     """A posterior. Made by `fit` or `of`.
 
     ``theta``: log s^2, the noise's, then the kernel's. ``centre``, ``scale``: what the targets were standardised by.
+    ``prior``: f is what this says plus a process of mean 0 (R&W section 2.7); None: nothing is expected.
     """
 
     kernel: Kernel
@@ -243,6 +255,7 @@ class GaussianProcess:
     centre: float
     scale: float
     noise: Noise = HOMOSCEDASTIC
+    prior: MeanFunction | None = None
 
     @classmethod
     def fit(cls, kernel: Kernel, inputs: Floats, targets: Floats, noise: Noise = HOMOSCEDASTIC) -> Self:
@@ -250,12 +263,20 @@ class GaussianProcess:
         return cls.of(kernel, likeliest(kernel, inputs, targets, noise), inputs, targets, noise)
 
     @classmethod
-    def of(cls, kernel: Kernel, theta: Floats, inputs: Floats, targets: Floats, noise: Noise = HOMOSCEDASTIC) -> Self:
+    def of(
+        cls,
+        kernel: Kernel,
+        theta: Floats,
+        inputs: Floats,
+        targets: Floats,
+        noise: Noise = HOMOSCEDASTIC,
+        prior: MeanFunction | None = None,
+    ) -> Self:
         """The posterior with given parameters."""
         _check(kernel, noise, theta, inputs, targets)
-        y, centre, scale = standardised(targets)
+        y, centre, scale = standardised(targets if prior is None else targets - prior.at(inputs))
         L = _factor(_covariance(kernel, noise, theta, inputs)[0])
-        return cls(kernel, theta, inputs, L, _solved(L, y), centre, scale, noise)
+        return cls(kernel, theta, inputs, L, _solved(L, y), centre, scale, noise, prior)
 
     @property
     def signal(self) -> float:
@@ -277,7 +298,12 @@ class GaussianProcess:
 
     def mean(self, queries: Floats) -> Floats:
         """Mean of f at ``queries`` (m, D); (m,), in the targets' unit."""
-        return self.centre + self.scale * (self.covariances(queries) @ self.alpha)
+        return self.expected(queries) + self.scale * (self.covariances(queries) @ self.alpha)
+
+    def expected(self, queries: Floats) -> Floats:
+        """Mean of f at ``queries`` (m, D) that no datum is near; (m,)."""
+        constant = np.full(len(queries), self.centre)
+        return constant if self.prior is None else constant + self.prior.at(queries)
 
     def predict(self, queries: Floats) -> tuple[Floats, Floats]:
         """Mean and standard deviation of f, without noise, at ``queries`` (m, D); (m,) each, in the targets' unit."""
@@ -285,7 +311,7 @@ class GaussianProcess:
         k = self.covariances(queries)  # (m, n)
         v = solve_triangular(self.factor, k.T, lower=True, check_finite=False)  # (n, m)
         variance = np.maximum(self.signal - np.einsum("nm,nm->m", v, v), 0.0)  # below 0 by rounding only
-        return self.centre + self.scale * (k @ self.alpha), self.scale * np.sqrt(variance)
+        return self.expected(queries) + self.scale * (k @ self.alpha), self.scale * np.sqrt(variance)
 
     def inverse(self) -> Floats:
         """K^-1 (n, n): where many single queries are made, products with it take less than solving does."""
@@ -303,7 +329,7 @@ class GaussianProcess:
         L = _factor(_covariance(self.kernel, self.noise, self.theta, inputs)[0])
         # Targets as predicted, K_qn alpha, are what (alpha, 0) solves the enlarged system for.
         alpha = np.concatenate([self.alpha, np.zeros(len(pending))])
-        return type(self)(self.kernel, self.theta, inputs, L, alpha, self.centre, self.scale, self.noise)
+        return type(self)(self.kernel, self.theta, inputs, L, alpha, self.centre, self.scale, self.noise, self.prior)
 
 
 def likeliest(kernel: Kernel, inputs: Floats, targets: Floats, noise: Noise = HOMOSCEDASTIC) -> Floats:
