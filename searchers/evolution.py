@@ -37,7 +37,6 @@ from raytuner.models.parzen import Bools, Floats
 from raytuner.space import Space
 from raytuner.trial import Observation, Pending
 
-
 _ATTEMPTS = 100  # so often is a proposal drawn anew before it is one of `Space.sample`
 
 
