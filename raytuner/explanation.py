@@ -6,8 +6,22 @@ Values are the searcher's: lower is better, those of a metric to be maximised wi
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from raytuner.actions import Answer
+from raytuner.events import Ask, Event, Proposed, Tell
+from raytuner.protocols import Searcher
+
+if TYPE_CHECKING:
+    from raytuner.journal import Row
+    from raytuner.study import Study
+
+
+EVIDENCE = 8
+"""So many outcomes at most are named in an explanation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +32,7 @@ class Evidence:
     step: int
     value: float | None  # None: failed
     weight: float
-    """How much the predicted mean moves per unit of this outcome's; of kernel densities: its share of the density."""
+    """Of a process: the correlation of the two, 1 for the same; of kernel densities: its share of the density."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +60,20 @@ class Explanation:
         """With all values times ``sign``."""
         turned = [replace(each, value=None if each.value is None else sign * each.value) for each in self.evidence]
         return replace(self, mean=None if self.mean is None else sign * self.mean, evidence=tuple(turned))
+
+
+def remembered(rows: Sequence[Row], study: Study, searcher: Searcher) -> Searcher:
+    """A fresh searcher, once it was told what a record holds. ``study``: a fresh one, to read it with."""
+    events = [row for row in rows if isinstance(row, Event)]
+    answers: dict[int, deque[Answer]] = {}
+    for event in events:
+        if isinstance(event, Proposed):
+            answers.setdefault(event.trial, deque()).append(event.answer)
+    for event in events:
+        for command in study.handle(event):
+            match command:
+                case Tell(seen):
+                    searcher.tell(seen)
+                case Ask(trial, until, pending) if answers.get(trial):
+                    searcher.recall(trial, until, pending, answers[trial].popleft())
+    return searcher

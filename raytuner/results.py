@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from raytuner.folder import Folder
 from raytuner.held import Held
 from raytuner.journal import METRIC, REPORTS, Record, metric_column, read, text_of
 from raytuner.objective import AUTOMATIC, Objective
+from raytuner.space import pack
 from raytuner.trial import Config, Metrics, State, Why
 
 if TYPE_CHECKING:
@@ -181,15 +183,20 @@ class ResultGrid(Sequence[Result]):
 
         ``trials``: a row per trial with state, configuration (``config/…``) and last metrics; ``parent`` is the trial
         it was forked from, ``member`` the population's member it is a part of. ``reports``: a row per
-        report; of a step that was reported twice, because a trial was set back, the first.
+        report; of a step that was reported twice, because a trial was set back, the first. ``decisions``: a row per
+        configuration that the searcher proposed: where it came from (``origin``: random, model, given, …), and of a
+        model what it expected of it: mean and deviation of the metric at a ``rung``, the acquisition (see
+        `raytuner.explanation`); ``note`` is all that the searcher said, as JSON.
         """
         match table:
+            case "decisions":
+                return _decisions(self._record, self._mode)
             case "trials":
                 return self._trials(self._all, {result.trial_id: result.metrics for result in self._all})
             case "reports":
                 return self._record.reports
             case _:
-                raise ValueError(f"table must be 'trials' or 'reports', got {table!r}")
+                raise ValueError(f"table must be 'trials', 'reports' or 'decisions', got {table!r}")
 
     @cached_property
     def _by_trial(self) -> dict[int, Result]:
@@ -321,6 +328,32 @@ def _results(folder: Folder, record: Record) -> list[Result]:
             )
         )
     return results
+
+
+def _decisions(record: Record, mode: str | None) -> pa.Table:
+    """What the searcher proposed, and what it expected."""
+    sign = -1.0 if mode == "max" else 1.0  # searchers are told that lower is better
+    rows = [
+        (str(row.trial), row.at, row.answer)
+        for row in record.rows
+        if isinstance(row, Proposed) and isinstance(row.answer, Proposal)
+    ]
+    notes = [answer.note for _, _, answer in rows]
+    means = [note.get("mean") for note in notes]
+    return pa.table(
+        {
+            "trial_id": pa.array([trial for trial, _, _ in rows], pa.string()),
+            "at": pa.array([at for _, at, _ in rows], pa.float64()),
+            "origin": pa.array([note.get("origin") for note in notes], pa.string()),
+            "surrogate": pa.array([note.get("surrogate") for note in notes], pa.string()),
+            "rung": pa.array([note.get("rung") for note in notes], pa.int64()),
+            "mean": pa.array([None if mean is None else sign * mean for mean in means], pa.float64()),
+            "deviation": pa.array([note.get("deviation") for note in notes], pa.float64()),
+            "acquisition": pa.array([note.get("acquisition", note.get("log_ratio")) for note in notes], pa.float64()),
+            "config": pa.array([json.dumps(pack(dict(answer.config))) for _, _, answer in rows], pa.string()),
+            "note": pa.array([json.dumps(pack(dict(note))) for note in notes], pa.string()),
+        }
+    )
 
 
 def _members(results: Sequence[Result]) -> list[Result]:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from raytuner.events import Finish
     from raytuner.executors.inline import Inline
     from raytuner.executors.ray_actors import RayActors
+    from raytuner.explanation import Explanation
     from raytuner.results import ResultGrid
     from raytuner.study import Study
 
@@ -419,6 +420,25 @@ class Tuner:
 
         for error in ResultGrid(self._folder.root).errors:
             raise error
+
+    def explain(self, config: Mapping[str, Any]) -> Explanation | None:
+        """What the searcher of the study in the folder thinks of a configuration, knowing what was recorded so far.
+
+        Nothing is run or written. None while its model knows too little. Values are the metric's.
+        TypeError if it has no model, ValueError if there is no study yet or the configuration is not in the space.
+        """
+        from raytuner.explanation import remembered
+        from raytuner.journal import read
+
+        seed = self._known_seed()
+        if seed is None:
+            raise ValueError(f"there is no study in {self._folder.root}: nothing is known yet")
+        searcher = remembered(read(self._folder.root).rows, self._study(seed), self._search.build(self._space, seed))
+        explain = getattr(searcher, "explain", None)
+        if explain is None:
+            raise TypeError(f"search_alg {type(self._searcher).__name__} has no model that could explain anything")
+        found: Explanation | None = explain(self._space.partial(config, "config"))
+        return found if found is None or self._objective.mode == "min" else found.in_sign(-1.0)
 
     def get_results(self) -> ResultGrid:
         """The results so far, without running anything."""

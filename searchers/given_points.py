@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from raytuner.actions import Answer, Proposal
+from raytuner.explanation import Explanation
 from raytuner.protocols import SearchAlgorithm, Searcher
 from raytuner.space import Space
 from raytuner.trial import Config, Observation, Pending
@@ -86,3 +87,8 @@ class GivenPointsSearcher:
             self._searcher.recall(trial, until, pending, answer)
         else:
             self._served += 1
+
+    def explain(self, config: Config) -> Explanation | None:
+        """What the searcher says of a configuration, if it has a model."""
+        explain = getattr(self._searcher, "explain", None)
+        return None if explain is None else explain(config)

@@ -23,7 +23,7 @@ import numpy as np
 import threadpoolctl
 
 from raytuner.actions import Answer, Proposal
-from raytuner.explanation import Evidence, Explanation
+from raytuner.explanation import EVIDENCE, Evidence, Explanation
 from raytuner.history import Fitted
 from raytuner.models.acquisition import Acquisition, Choice, Improvement, Pool, keys
 from raytuner.models.density_ratio import DensityRatio
@@ -56,9 +56,6 @@ FIRST = 3
 
 BETA = 10.0
 """How many trials a prior outweighs."""
-
-EVIDENCE = 8
-"""So many outcomes at most are named in an explanation."""
 
 LARGE = 2000
 """From so many outcomes on, kernel densities take the place of the Gaussian process."""
@@ -182,7 +179,7 @@ class JointSearcher:
                 rng = np.random.default_rng([self._seed, _POOL])
                 pool = Pool(self._space, model, set(), rng, self._acquisition, self._prior_weight())
                 choice = pool.worth(point, active)
-                rows, weights = model.rows, model.weights(point, active)
+                rows, weights = model.rows, model.alike(point, active)
             (mean, deviation), acquisition, surrogate = self._predicted(choice), choice.acquisition, "process"
         most = np.argsort(-np.abs(weights), kind="stable")[:EVIDENCE]
         evidence = []

@@ -38,6 +38,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from raytuner.actions import Answer, Proposal
+from raytuner.explanation import EVIDENCE, Evidence, Explanation
 from raytuner.models.parzen import Bools, Floats, Parzen
 from raytuner.space import Space
 from raytuner.trial import Config, Observation, Pending
@@ -101,6 +102,30 @@ class KDESearcher:
             "log_ratio": float(log_ratio[best]),
         }
         return Proposal(config, note)
+
+    def explain(self, config: Config) -> Explanation | None:
+        """What the model thinks of a configuration; None while there is no model.
+
+        ValueError if the configuration is not in the space.
+        """
+        point, active = self._space.encode(config)
+        until = self._highest_rung()
+        if until is None:
+            return None
+        rung = self._rungs[until]
+        if rung.model is None:
+            rung.model = self._fit(rung)
+        good, bad = rung.model
+        kernels = np.exp(good.log_kernels(point[None], active[None])[0])
+        shares = kernels / max(float(kernels.sum()), 1e-300)
+        trials, values = list(rung.values), list(rung.values.values())
+        best = np.lexsort((trials, values))[: len(shares)]
+        evidence = [
+            Evidence(trials[row], until, values[row] if math.isfinite(values[row]) else None, float(share))
+            for share, row in sorted(zip(shares, best, strict=True), key=lambda each: -each[0])[:EVIDENCE]
+        ]
+        ratio = float((good.log_density(point[None], active[None]) - bad.log_density(point[None], active[None]))[0])
+        return Explanation("densities", len(trials), until, None, None, ratio, tuple(evidence))
 
     def _best_feasible(self, drawn: Floats, score: Floats) -> tuple[int, Config] | None:
         """The candidate of the highest score (m,) that is feasible, and its configuration. Few are decoded: that calls

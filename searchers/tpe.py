@@ -35,10 +35,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from raytuner.actions import Answer, Proposal
+from raytuner.explanation import EVIDENCE, Evidence, Explanation
 from raytuner.models.adaptive_parzen import AdaptiveParzen, forgetting
 from raytuner.models.parzen import Bools, Floats, Ints
 from raytuner.space import Space
-from raytuner.trial import Observation, Pending
+from raytuner.trial import Config, Observation, Pending
 
 MOST_GOOD = 25
 """There are no more good ones than these."""
@@ -132,6 +133,37 @@ class TPESearcher:
 
     def recall(self, trial: int, until: int, pending: Sequence[Pending], answer: Answer) -> None:
         """Nothing: an `ask` leaves no trace. Models are functions of what was told; kept ones only save time."""
+
+    def explain(self, config: Config) -> Explanation | None:
+        """What the model thinks of a configuration; None while there is no model. Its evidence is the good outcomes
+        that are nearest in the unit cube.
+
+        ValueError if the configuration is not in the space.
+        """
+        point, active = self._space.encode(config)
+        outcomes = self._outcomes
+        if len(outcomes) < 2 or not outcomes.succeeded or not len(self._space):
+            return None
+        if self._split is None:
+            self._split = self._new_split()
+        good, bad, weights = self._split
+        ratio = 0.0
+        for columns in self._groups:
+            if active[columns[0]]:
+                parts = ((good, np.ones(len(good))), (bad, weights))
+                of_good, of_bad = (self._density(rows, weight, columns, point) for rows, weight in parts)
+                ratio += of_good - of_bad
+        near = np.exp(-10.0 * ((outcomes.points[good] - point) ** 2).sum(axis=1))
+        shares = near / max(float(near.sum()), 1e-300)
+        evidence = [
+            Evidence(*outcomes.outcome(good[row]), float(shares[row])) for row in np.argsort(-shares)[:EVIDENCE]
+        ]
+        return Explanation("densities", len(outcomes), outcomes.top, None, None, ratio, tuple(evidence))
+
+    def _density(self, rows: Ints, weights: Floats, columns: Ints, point: Floats) -> float:
+        there = self._outcomes.active[rows, columns[0]]
+        fitted = self._fit(self._outcomes.points[rows[there]][:, columns], weights[there], columns)
+        return float(fitted.log_density(point[None, columns])[0])
 
     def _random(self, rng: np.random.Generator) -> Proposal:
         return Proposal(self._space.sample(rng), {"origin": "random"})
@@ -284,6 +316,16 @@ class _Outcomes:
             return False
         self._untils[row], self._values[row] = until, value
         return True
+
+    @property
+    def top(self) -> int:
+        """The highest rung of all."""
+        return int(self._untils[: len(self)].max())
+
+    def outcome(self, row: int) -> tuple[int, int, float | None]:
+        """Trial, rung and value (None: it failed)."""
+        value = float(self._values[row])
+        return int(self._trials[row]), int(self._untils[row]), value if math.isfinite(value) else None
 
     def order(self) -> Ints:
         """Rows (n,), best first."""

@@ -293,11 +293,7 @@ class Surrogate:
             np.concatenate([self.rows, np.full(len(points), -1)]),
         )
 
-    def weights(self, point: Floats, active: Bools) -> Floats:
-        """How much each outcome's score counts in the mean predicted at the top rung for a point (d,); (n,).
-
-        K^-1 k: the mean is their sum, weighed so, plus what is left of the prior's mean.
-        """
-        k = self.process.covariances(self.at_top(point[None], active[None]))[0]
-        weights: Floats = self.process.inverse() @ k
-        return weights
+    def alike(self, point: Floats, active: Bools) -> Floats:
+        """How alike each outcome and that of a point (d,) at the top rung are taken to be: correlations (n,)."""
+        k: Floats = self.process.covariances(self.at_top(point[None], active[None]))[0]
+        return k / self.process.signal

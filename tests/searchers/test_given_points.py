@@ -15,9 +15,9 @@ from raytuner.schedulers import AsyncHyperBandScheduler
 from raytuner.searchers import BOHB, GridSearch, RandomSearch
 from raytuner.searchers.given_points import GivenPoints, Point
 from raytuner.space import Space, choice, grid_search, uniform
+from raytuner.testing import check_goes_on, life
 from raytuner.trial import Observation, Pending
 from tests.lives import SPACE, Case, fate
-from tests.searchers.test_contract import Asked, goes_on, life
 from tests.test_replay import check
 
 __all__ = ["fate"]  # a fixture
@@ -81,7 +81,7 @@ def test_a_machine_that_is_told_the_record_goes_on() -> None:
     settings = GivenPoints(BOHB(model="kde", min_points_in_model=2), [Point({"lr": 0.1}), Point({"width": 5})], 3)
     record = list(life(settings.build(space, 7), space))
     for cut in range(0, len(record), 5):
-        assert goes_on(settings.build(space, 7), record, cut) == [e for e in record[cut:] if isinstance(e, Asked)]
+        check_goes_on(settings.build(space, 7), record, cut)
 
 
 def test_an_interrupted_study_takes_the_same_decisions(fast_path: Path, fate: Any) -> None:
