@@ -5,7 +5,8 @@ A problem has an integer resource r from ``rungs[0]`` to ``R``:
     evaluate(config, r, seed)   what is observed at r; noise is a function of all three
     cost(config, r)             of a run from scratch to r; where ``resumable``, going on from r1 costs the difference
     true(config)                at R, without noise
-    regret(value)               0 at the optimum, 1 at the median of random configurations
+    optimum                     the configuration where `true` is least
+    norm_regret(value)          0 at the optimum, 1 at the median of random configurations
 
 Configurations are flat dicts; a parameter with a ``parent`` is there only if that has one of the values ``when``.
 """
@@ -82,6 +83,7 @@ class Problem(ABC):
     R: int
     rungs: list[int]
     best: float
+    optimum: Config
     eta = 3
     resumable = False
 
@@ -121,6 +123,7 @@ class CountingOnes(Problem):
             [Param(f"c{i}", "cat", choices=(0, 1)) for i in range(self.options)]
             + [Param(f"x{i}", "float") for i in range(self.numbers)]
         )
+        self.optimum = {param.name: 1 if param.kind == "cat" else 1.0 for param in self.space.params}
         super().__post_init__()
 
     def evaluate(self, config: Config, r: int, seed: int) -> float:
@@ -163,6 +166,8 @@ class Hartmann(Problem):
         self.name = f"hartmann6-{self.label}"
         self.rungs, self.best = [3, 9, 27, 81], -3.32237
         self.space = Params([Param(f"x{i}", "float") for i in range(6)])
+        best = (0.20169, 0.150011, 0.476874, 0.275332, 0.311652, 0.6573)
+        self.optimum = {f"x{i}": x for i, x in enumerate(best)}
         super().__post_init__()
 
     def _value(self, config: Config, s: float) -> float:
@@ -191,6 +196,7 @@ class Branin(Problem):
     def __post_init__(self) -> None:
         self.rungs, self.best = [1, 3, 9, 27], 0.397887
         self.space = Params([Param("x", "float", -5.0, 10.0), Param("y", "float", 0.0, 15.0)])
+        self.optimum = {"x": math.pi, "y": 2.275}
         super().__post_init__()
 
     def evaluate(self, config: Config, r: int, seed: int) -> float:
@@ -232,6 +238,14 @@ class Networks(Problem):
                 Param("beta", "float", 0.5, 1.0, parent="optimiser", when=("adam", "lamb")),
             ]
         )
+        self.optimum = {
+            "lr": 10**-2.5,
+            "layers": 5,
+            "width": 256,
+            "dropout": 0.2,
+            "optimiser": "adam",
+            "beta": 0.95,
+        }
         super().__post_init__()
 
     def _floor(self, config: Config) -> float:

@@ -100,6 +100,18 @@ def space_of(params: Any) -> Space:
     return Space({param.name: domain(param) for param in params if param.parent is None})
 
 
+def nested(params: Any, config: Any) -> dict[str, Any]:
+    """A flat configuration as `space_of` has it."""
+
+    def value(param: Any) -> Any:
+        if not any(child.parent == param.name for child in params):
+            return config[param.name]
+        below = [child for child in params if child.parent == param.name and config[param.name] in child.when]
+        return {param.name: config[param.name], **{child.name: value(child) for child in below}}
+
+    return {param.name: value(param) for param in params if param.parent is None}
+
+
 def flat(config: Any) -> dict[str, Any]:
     """A configuration without branches."""
     found: dict[str, Any] = {}
@@ -151,16 +163,20 @@ class Searching:
 def searching(name: str, problem: Any, seed: int, workers: int) -> Searching:
     """``SEARCHER+SCHEDULER`` on a problem."""
     searcher, _, scheduler = name.partition("+")
-    return Searching(problem, seed, workers, SEARCHERS[searcher], SCHEDULERS[scheduler](problem))
+    search_alg: Any = SEARCHERS[searcher]
+    if not hasattr(search_alg, "build"):
+        search_alg = search_alg(problem)
+    return Searching(problem, seed, workers, search_alg, SCHEDULERS[scheduler](problem))
 
 
-SEARCHERS: dict[str, SearchAlgorithm] = {
+SEARCHERS: dict[str, Any] = {
     "random": raytuner.searchers.RandomSearch(),
     "sobol": raytuner.searchers.SobolSearch(),
     "bohb": raytuner.searchers.BOHB(),
     "bohb-log": raytuner.searchers.BOHB(values="log"),
     "bohb-rank": raytuner.searchers.BOHB(values="rank"),
     "kde": raytuner.searchers.BOHB(model="kde"),
+    "gp": raytuner.searchers.GPSearch(),
     "tpe": raytuner.searchers.TPE(),
     "tpe-univariate": raytuner.searchers.TPE(multivariate=False),
     "evolution": raytuner.searchers.DifferentialEvolution(),
