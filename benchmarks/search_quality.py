@@ -24,8 +24,10 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ from _search import SCHEDULERS, SEARCHERS, searching, simulate  # noqa: E402
 from scipy import stats  # noqa: E402
 
 SHARES = (0.1, 0.3, 1.0)
+CURVE = tuple(round(0.05 * place, 2) for place in range(1, 21))
+PEERS = ("optuna", "hyperopt", "hpbandster", "dehb", "smac", "syne-tune", "ConfigSpace")
 DEFAULT = ("bohb+hyperband", "bohb+promotion", "bohb+asha", "kde+hyperband", "random+hyperband", "random+full")
 
 Cell = tuple[str, str, int, int]  # problem, optimiser, seed, workers
@@ -75,22 +79,34 @@ def _theirs(problem: Any) -> Any:
     return theirs
 
 
+def versions(optimiser: str) -> dict[str, str]:
+    """Of the libraries that an optimiser may be of, as far as this environment has them."""
+    names = ("raytuner",) if optimiser.partition("+")[0] in SEARCHERS else PEERS
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 def run(cells: Sequence[Cell], budget: float, out: Path | None) -> dict[Cell, Sequence[float]]:
     """Regrets after each of `SHARES`."""
     found: dict[Cell, Sequence[float]] = {}
     for line in out.read_text().splitlines() if out and out.exists() else ():
         row = json.loads(line)
         if row["budget"] == budget:
-            found[row["problem"], row["optimiser"], row["seed"], row["workers"]] = row["regret"]
+            cell = row["problem"], row["optimiser"], row["seed"], row["workers"]
+            found[cell] = [row["curve"][CURVE.index(share)] for share in SHARES]
     for place, cell in enumerate(cells):
         if cell in found:
             continue
         name, optimiser, seed, workers = cell
         problem = problem_of(name)
         trace = simulate(problem, optimiser_of(optimiser, problem, seed, workers), budget, workers, seed)
-        found[cell] = [trace.at(share) for share in SHARES]
+        curve = [trace.at(share) for share in CURVE]
+        found[cell] = [curve[CURVE.index(share)] for share in SHARES]
         row = dict(zip(("problem", "optimiser", "seed", "workers"), cell, strict=True))
-        row |= {"budget": budget, "regret": found[cell], "evaluations": trace.evaluations}
+        row |= {"budget": budget, "curve": curve, "evaluations": trace.evaluations, "versions": versions(optimiser)}
         if out:
             with out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
