@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -88,3 +89,30 @@ def table(title: str, *columns: str) -> Table:
     for place, column in enumerate(columns):
         made.add_column(column, justify="left" if place == 0 else "right", no_wrap=place == 0)
     return made
+
+
+Rows = Sequence[Sequence[str]]
+"""A table: its heads, and below them rows whose first entry is text."""
+
+
+def print_rows(title: str, rows: Rows) -> None:
+    made = table(title, *rows[0])
+    for row in rows[1:]:
+        made.add_row(*row)
+    console.print(made)
+
+
+def markdown(rows: Rows) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "| --- |" + " ---: |" * (len(rows[0]) - 1))
+    return "\n".join(lines)
+
+
+def write(path: Path, parts: Mapping[str, str]) -> None:
+    """Put each part between its markers, ``<!-- name -->`` and ``<!-- /name -->``."""
+    text = path.read_text(encoding="utf-8")
+    for name, part in parts.items():
+        pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        assert pattern.search(text), f"{path} has no place for {name}"
+        text = pattern.sub(lambda found, part=part: f"{found[1]}\n{part}\n\n{found[2]}", text)
+    path.write_text(text, encoding="utf-8")

@@ -182,7 +182,7 @@ def main() -> None:
                 for problem in problems
                 for optimiser in optimisers
             ]
-            found = search_quality.run(cells, given.budget, given.out)
+            found, _ = search_quality.run(cells, given.budget, given.out)
             search_quality.show(found, problems, optimisers, workers)
 
 

@@ -24,7 +24,6 @@ import argparse
 import cProfile
 import os
 import pstats
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -34,7 +33,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from _common import console, print_place, table
+from _common import Rows, console, markdown, print_place, print_rows, table, write
 
 from raytuner import TuneConfig, choice, loguniform, randint, simulate, uniform
 from raytuner.curves import SHAPES, Shape, chance
@@ -177,9 +176,6 @@ def print_comparison(sizes: Sizes, costs: Mapping[tuple[str, str, int], Cost]) -
         console.print(made)
 
 
-Rows = Sequence[Sequence[str]]
-
-
 def summaries(sizes: Sizes, costs: Mapping[tuple[str, str, int], Cost]) -> Iterator[tuple[str, Rows]]:
     """The three tables of docs/schedulers.md: titles, and rows of which the first is the header."""
     few, many = sizes.workers[1], sizes.workers[-1]
@@ -253,29 +249,6 @@ def climb_notes(sizes: Sizes, climbs: Mapping[int, Sequence[Climb]]) -> list[str
 
 
 # ------------------------------------------------------------------------------------------------------- to the docs
-
-
-def print_rows(title: str, rows: Rows) -> None:
-    made = table(title, *rows[0])
-    for row in rows[1:]:
-        made.add_row(*row)
-    console.print(made)
-
-
-def markdown(rows: Rows) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines.insert(1, "| --- |" + " ---: |" * (len(rows[0]) - 1))
-    return "\n".join(lines)
-
-
-def write(path: Path, parts: Mapping[str, str]) -> None:
-    """Put each part between its markers, ``<!-- name -->`` and ``<!-- /name -->``."""
-    text = path.read_text(encoding="utf-8")
-    for name, part in parts.items():
-        pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        assert pattern.search(text), f"{path} has no place for {name}"
-        text = pattern.sub(lambda found, part=part: f"{found[1]}\n{part}\n\n{found[2]}", text)
-    path.write_text(text, encoding="utf-8")
 
 
 def draw(

@@ -10,7 +10,8 @@ the median of random configurations.
 
 ``--rig``: a folder with a package ``hpoharness``, of whose problems (surrogates of real training runs) and peers the
 names may be given too; each peer needs its library in this environment. ``--out``: each run is a line of JSON there,
-and runs that are there already are not made again: so peers that cannot live together can be run in turn.
+and runs that are there already are not made again: so peers that cannot live together can be run in turn. ``--write``:
+puts the tables into docs/search.md, and draws docs/search.svg.
 
 Printed: mean rank and mean regret after 10, 30 and 100 % of the budget, and, paired over problems and seeds, by how
 much the first optimiser's regret is lower than each other's, with a 95 % interval (bootstrap over runs).
@@ -23,24 +24,26 @@ import copy
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_threads, "1")  # before NumPy: one run, one core
 
 import numpy as np  # noqa: E402
-from _common import console, table  # noqa: E402
+import numpy.typing as npt  # noqa: E402
+from _common import Rows, markdown, print_rows, write  # noqa: E402
 from _problems import PROBLEMS  # noqa: E402
 from _search import SCHEDULERS, SEARCHERS, searching, simulate  # noqa: E402
 from scipy import stats  # noqa: E402
 
 SHARES = (0.1, 0.3, 1.0)
+DOCS = Path(__file__).parent.parent / "docs"
 CURVE = tuple(round(0.05 * place, 2) for place in range(1, 21))
 PEERS = ("optuna", "hyperopt", "hpbandster", "dehb", "smac", "syne-tune", "ConfigSpace")
 DEFAULT = ("bohb+hyperband", "bohb+promotion", "bohb+asha", "kde+hyperband", "random+hyperband", "random+full")
@@ -89,22 +92,23 @@ def versions(optimiser: str) -> dict[str, str]:
     return found
 
 
-def run(cells: Sequence[Cell], budget: float, out: Path | None) -> dict[Cell, Sequence[float]]:
-    """Regrets after each of `SHARES`."""
+def run(cells: Sequence[Cell], budget: float, out: Path | None) -> tuple[dict[Cell, Sequence[float]], dict[str, str]]:
+    """Regrets after each of `CURVE`, and the libraries that were used with their versions."""
     found: dict[Cell, Sequence[float]] = {}
+    libraries: dict[str, str] = {}
     for line in out.read_text().splitlines() if out and out.exists() else ():
         row = json.loads(line)
         if row["budget"] == budget:
-            cell = row["problem"], row["optimiser"], row["seed"], row["workers"]
-            found[cell] = [row["curve"][CURVE.index(share)] for share in SHARES]
+            found[row["problem"], row["optimiser"], row["seed"], row["workers"]] = row["curve"]
+            libraries |= row["versions"]
     for place, cell in enumerate(cells):
         if cell in found:
             continue
         name, optimiser, seed, workers = cell
         problem = problem_of(name)
         trace = simulate(problem, optimiser_of(optimiser, problem, seed, workers), budget, workers, seed)
-        curve = [trace.at(share) for share in CURVE]
-        found[cell] = [curve[CURVE.index(share)] for share in SHARES]
+        curve = found[cell] = [trace.at(share) for share in CURVE]
+        libraries |= versions(optimiser)
         row = dict(zip(("problem", "optimiser", "seed", "workers"), cell, strict=True))
         row |= {"budget": budget, "curve": curve, "evaluations": trace.evaluations, "versions": versions(optimiser)}
         if out:
@@ -112,44 +116,125 @@ def run(cells: Sequence[Cell], budget: float, out: Path | None) -> dict[Cell, Se
                 file.write(json.dumps(row) + "\n")
         if sys.stderr.isatty():
             print(f"\r{place + 1} of {len(cells)}: {optimiser} on {name}    ", end="", file=sys.stderr)
-    return found
+    return found, libraries
 
 
-def show(found: dict[Cell, Sequence[float]], problems: Sequence[str], optimisers: Sequence[str], workers: int) -> None:
-    seeds = sorted({seed for _, _, seed, of in found if of == workers})
-    runs = [
-        (problem, seed)
-        for problem in problems
-        for seed in seeds
-        if all((problem, each, seed, workers) in found for each in optimisers)
-    ]
-    regret = np.array([[found[problem, each, seed, workers] for each in optimisers] for problem, seed in runs])
-    ranks = np.stack([stats.rankdata(regret[:, :, share], axis=1) for share in range(len(SHARES))], axis=2).mean(axis=0)
-    title = f"{workers} worker{'s' * (workers > 1)}: {len(problems)} problems, {len(runs)} runs each"
-    heads = [f"{kind} {share:.0%}" for kind in ("rank", "regret") for share in SHARES]
-    shown = table(title, "", *heads)
-    for row in np.argsort(ranks[:, -1], kind="stable"):
-        shown.add_row(
-            optimisers[row],
-            *(f"{each:.2f}" for each in ranks[row]),
-            *(f"{each:.3f}" for each in regret[:, row].mean(0)),
-        )
-    console.print(shown)
-    paired = table(f"Regret of {optimisers[0]} less that of", "", *(f"after {share:.0%}" for share in SHARES))
-    rng = np.random.default_rng(0)
-    for row, name in list(enumerate(optimisers))[1:]:
-        lower = regret[:, 0] - regret[:, row]  # (runs, shares)
-        again = lower[rng.integers(len(runs), size=(4000, len(runs)))].mean(axis=1)
-        low, high = np.quantile(again, [0.025, 0.975], axis=0)
-        paired.add_row(
-            name, *(f"{m:+.3f} ({a:+.3f} to {b:+.3f})" for m, a, b in zip(lower.mean(axis=0), low, high, strict=True))
-        )
-    console.print(paired)
-    each = table(f"Regret after {SHARES[-1]:.0%}, {workers} worker{'s' * (workers > 1)}", "", *optimisers)
-    for problem in problems:
-        rows = [place for place, (of, _) in enumerate(runs) if of == problem]
-        each.add_row(problem, *(f"{value:.3f}" for value in regret[rows, :, -1].mean(axis=0)))
-    console.print(each)
+@dataclass(frozen=True)
+class Comparison:
+    """Runs of several optimisers on the same problems and seeds."""
+
+    workers: int
+    optimisers: Sequence[str]
+    runs: Sequence[tuple[str, int]]  # problem and seed
+    curves: npt.NDArray[np.float64]  # (runs, optimisers, CURVE)
+
+    @classmethod
+    def of(
+        cls, found: Mapping[Cell, Sequence[float]], problems: Sequence[str], optimisers: Sequence[str], workers: int
+    ) -> Self:
+        """Of the runs that all optimisers have."""
+        seeds = sorted({seed for _, _, seed, of in found if of == workers})
+        runs = [
+            (problem, seed)
+            for problem in problems
+            for seed in seeds
+            if all((problem, each, seed, workers) in found for each in optimisers)
+        ]
+        if not runs:
+            raise SystemExit(f"no problem and seed has been run with all of {', '.join(optimisers)}")
+        curves = np.array([[found[problem, each, seed, workers] for each in optimisers] for problem, seed in runs])
+        return cls(workers, optimisers, runs, curves)
+
+    @property
+    def title(self) -> str:
+        problems = len({problem for problem, _ in self.runs})
+        return f"{self.workers} worker{'s' * (self.workers > 1)}, {problems} problems, {len(self.runs)} runs each"
+
+    @property
+    def regret(self) -> npt.NDArray[np.float64]:
+        """After each of `SHARES`: (runs, optimisers, 3)."""
+        return self.curves[:, :, [CURVE.index(share) for share in SHARES]]
+
+    def ranks(self) -> Rows:
+        regret = self.regret
+        ranks = np.stack([stats.rankdata(regret[:, :, i], axis=1) for i in range(len(SHARES))], axis=2).mean(axis=0)
+        rows = [["", *(f"{kind} {share:.0%}" for kind in ("rank", "regret") for share in SHARES)]]
+        for row in np.argsort(ranks.mean(axis=1), kind="stable"):
+            figures = [
+                *(f"{each:.2f}" for each in ranks[row]),
+                *(f"{each:.3f}" for each in regret[:, row].mean(axis=0)),
+            ]
+            rows.append([self.optimisers[row], *figures])
+        return rows
+
+    def paired(self) -> Rows:
+        """By how much the first optimiser's regret is below each other's, their ratio, and the p of a paired test."""
+        rng, regret = np.random.default_rng(0), self.regret
+        rows = [["", *(f"after {share:.0%}" for share in SHARES), "ratio at 30%, 100%", "p at 100%"]]
+        for row, name in list(enumerate(self.optimisers))[1:]:
+            lower = regret[:, 0] - regret[:, row]  # (runs, shares)
+            again = lower[rng.integers(len(lower), size=(4000, len(lower)))].mean(axis=1)
+            low, high = np.quantile(again, [0.025, 0.975], axis=0)
+            ratio = regret[:, 0].mean(axis=0) / regret[:, row].mean(axis=0)
+            differ = lower[:, -1].any()
+            p = float(stats.wilcoxon(lower[:, -1]).pvalue) if differ else 1.0
+            figures = [
+                f"{m:+.3f} ({a:+.3f} to {b:+.3f})" for m, a, b in zip(lower.mean(axis=0), low, high, strict=True)
+            ]
+            rows.append([name, *figures, f"{ratio[1]:.2f}, {ratio[2]:.2f}", f"{p:.2g}"])
+        return rows
+
+    def by_problem(self) -> Rows:
+        """Regret at the end."""
+        names = list(dict.fromkeys(problem for problem, _ in self.runs))
+        rows = [["", *names]]
+        for row, optimiser in enumerate(self.optimisers):
+            means = [
+                np.mean([self.curves[i, row, -1] for i, (of, _) in enumerate(self.runs) if of == n]) for n in names
+            ]
+            rows.append([optimiser, *(f"{mean:.3f}" for mean in means)])
+        return rows
+
+
+def show(
+    found: Mapping[Cell, Sequence[float]], problems: Sequence[str], optimisers: Sequence[str], workers: int
+) -> Comparison:
+    """Print what was found."""
+    comparison = Comparison.of(found, problems, optimisers, workers)
+    print_rows(comparison.title, comparison.ranks())
+    print_rows(f"Regret of {optimisers[0]} less that of, with a 95 % interval; Wilcoxon's p", comparison.paired())
+    print_rows("Regret after 100 %", comparison.by_problem())
+    return comparison
+
+
+def draw(path: Path, comparisons: Sequence[Comparison]) -> None:
+    """Mean regret over the budget."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams.update({"svg.hashsalt": "raytuner", "svg.fonttype": "none", "font.size": 9})
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(comparisons), figsize=(5.5 * len(comparisons), 4.2), constrained_layout=True)
+    for axis, comparison in zip(np.atleast_1d(axes), comparisons, strict=True):
+        for row, name in enumerate(comparison.optimisers):
+            ours = name.partition("+")[0] in SEARCHERS
+            style = {"linewidth": 2.0} if ours else {"linewidth": 1.0, "linestyle": "--"}
+            axis.plot([100 * share for share in CURVE], comparison.curves[:, row].mean(axis=0), label=name, **style)
+        axis.set(xlabel="% of the budget", ylabel="mean regret", yscale="log", title=comparison.title)
+    np.atleast_1d(axes)[-1].legend(frameon=False, fontsize=7)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def tables(comparisons: Sequence[Comparison], libraries: Mapping[str, str]) -> dict[str, str]:
+    """What stands in docs/search.md."""
+    parts = []
+    for each in comparisons:
+        parts.append(f"{each.title}:\n\n{markdown(each.ranks())}")
+        parts.append(f"Regret of `{each.optimisers[0]}` less that of:\n\n{markdown(each.paired())}")
+        parts.append(f"Regret after all of the budget:\n\n{markdown(each.by_problem())}")
+    named = ", ".join(f"{name} {number}" for name, number in sorted(libraries.items()))
+    return {"quality": "\n\n".join([f"With {named}.", *parts])}
 
 
 def main() -> None:
@@ -163,6 +248,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=50.0)
     parser.add_argument("--rig", type=Path)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--write", action="store_true", help="write docs/search.md and docs/search.svg")
     given = parser.parse_args()
     if given.list:
         print("problems:", *PROBLEMS, "\nsearchers:", *SEARCHERS, "\nschedulers:", *SCHEDULERS)
@@ -181,9 +267,11 @@ def main() -> None:
         for problem in problems
         for optimiser in optimisers
     ]
-    found = run(cells, given.budget, given.out)
-    for of in workers:
-        show(found, problems, optimisers, of)
+    found, libraries = run(cells, given.budget, given.out)
+    comparisons = [show(found, problems, optimisers, of) for of in workers]
+    if given.write:
+        write(DOCS / "search.md", tables(comparisons, libraries))
+        draw(DOCS / "search.svg", comparisons)
 
 
 if __name__ == "__main__":
