@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import threadpoolctl
@@ -109,13 +110,15 @@ class JointSearcher:
             choice = pool.choose(since)
         if choice is None:
             return self._random(rng)
-        note = {
+        note: dict[str, Any] = {
             "origin": "model",
             "outcomes": len(self._outcomes),
             "mean": choice.mean,
             "deviation": choice.deviation,
             "log_improvement": choice.log_improvement,
         }
+        if self._fit is not None and (prior := self._fit[2]) is not None:
+            note["believed"] = prior.worth
         return Proposal(self._space.decode(choice.point), note)
 
     def tell(self, seen: Observation) -> None:
