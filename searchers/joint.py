@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import threadpoolctl
@@ -135,7 +136,7 @@ class JointSearcher:
             if choice is None:
                 return self._random(rng)
             mean, deviation = self._predicted(choice)
-        note = {
+        note: dict[str, Any] = {
             "origin": "model",
             "surrogate": "process",
             "outcomes": len(self._outcomes),
@@ -144,6 +145,8 @@ class JointSearcher:
             "deviation": deviation,
             "acquisition": choice.acquisition,
         }
+        if self._fit is not None and (prior := self._fit[2]) is not None:
+            note["believed"] = prior.worth
         return Proposal(self._space.decode(choice.point), note)
 
     def tell(self, seen: Observation) -> None:

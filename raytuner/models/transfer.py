@@ -39,7 +39,7 @@ from scipy.linalg import cho_solve, solve_triangular
 from scipy.optimize import nnls
 
 from raytuner.history import Fitted, History
-from raytuner.models.gaussian_process import Decay, Floats, GaussianProcess, Matern, Product
+from raytuner.models.gaussian_process import Decay, Floats, GaussianProcess, Matern, Product, standardised
 from raytuner.models.multi_fidelity import Features, Values, aligned, rungs, scores
 from raytuner.models.parzen import Bools, Ints
 from raytuner.space import Space
@@ -76,7 +76,7 @@ class Source:
     @classmethod
     def of(cls, features: Features, fitted: Fitted, values: Values) -> Self:
         """``fitted`` must have rows."""
-        y = scores(aligned(np.array(fitted.trials), fitted.steps, fitted.values), values)
+        y = standardised(scores(aligned(np.array(fitted.trials), fitted.steps, fitted.values), values))[0]
         t = rungs(fitted.steps.tolist())
         inputs = features.at(fitted.points, fitted.active, t, float(t.max()))
         process = GaussianProcess.fit(features.kernel, inputs, y, features.noise)
@@ -115,6 +115,14 @@ class Mixed:
 
     sources: tuple[Source, ...]
     factors: tuple[float, ...]  # w_s b_s, in the target's unit
+
+    @property
+    def worth(self) -> dict[str, float]:
+        """The factors by the sources' names, summed where some have the same."""
+        found: dict[str, float] = {}
+        for source, factor in zip(self.sources, self.factors, strict=True):
+            found[source.name] = found.get(source.name, 0.0) + factor
+        return found
 
     def at(self, inputs: Floats) -> Floats:
         total = np.zeros(len(inputs))

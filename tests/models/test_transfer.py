@@ -163,6 +163,16 @@ def test_of_one_source_it_is_the_best_and_others_apart_from_it() -> None:
 # ------------------------------------------------------------------------------------------------------ in a searcher
 
 
+def test_a_proposal_says_who_is_believed_and_how_far() -> None:
+    searcher = BOHB(warm_start=[history(near), history(negated)], random_fraction=0).build(SPACE, 0)
+    for trial, config in enumerate(drawn(6, stream=2)):
+        searcher.tell(Observation(trial, config, 1, 1.0, 1, bowl(config)))
+    answer = searcher.ask(6, 1, ())
+    assert isinstance(answer, Proposal)
+    assert set(answer.note["believed"]) == {"near"}
+    assert answer.note["believed"]["near"] > 0.4
+
+
 def found_in(trials: int, seed: int, old: list[History]) -> tuple[float, list[str]]:
     searcher = BOHB(warm_start=old, random_fraction=0).build(SPACE, seed)
     best, origins = np.inf, []
