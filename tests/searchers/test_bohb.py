@@ -12,8 +12,8 @@ from scipy import stats
 
 from raytuner.actions import Proposal
 from raytuner.protocols import SearchAlgorithm, Searcher
-from raytuner.searchers import BOHB, RandomSearch
-from raytuner.searchers.joint import last_fit
+from raytuner.searchers import BOHB, RandomSearch, joint
+from raytuner.searchers.joint import last_densities, last_fit
 from raytuner.space import Space, choice, grid_search, uniform
 from raytuner.trial import Config, Observation, Pending
 
@@ -174,3 +174,58 @@ def test_counts_at_which_parameters_are_fitted() -> None:
     gaps = np.diff(fits)
     assert (np.diff(gaps) >= 0).all()
     assert 60 < gaps[-1] < 80
+
+
+# ------------------------------------------------------------------------------- large histories, constraints, priors
+
+
+def test_a_large_history_is_modelled_by_densities(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joint, "LARGE", 40)
+    assert ask(told(39), 100).note["surrogate"] == "process"
+    found = ask(told(40), 100)
+    assert found.note["surrogate"] == "densities"
+    assert float(found.config["x"]) == pytest.approx(0.37, abs=0.2)
+
+
+def test_of_how_many_outcomes_the_densities_are() -> None:
+    used = [last_densities(count) for count in range(1, 30_000)]
+    assert (np.diff(used) >= 0).all()
+    assert all(0.98 * count <= each <= count for count, each in enumerate(used, start=1))
+    assert len({each for each in used if each >= 10_000}) < 300, "else each of them is made anew"
+
+
+def test_what_the_model_proposes_meets_the_constraints() -> None:
+    """The optimum does not."""
+    space = Space({"x": uniform(0, 1)}, [lambda config: config["x"] > 0.6])
+    searcher = BOHB(random_fraction=0).build(space, 0)
+    for trial in range(12):
+        searcher.tell(seen(trial, {"x": trial / 12}, 1, (trial / 12 - 0.37) ** 2))
+    pending = list[Pending]()
+    for trial in range(100, 120):
+        proposal = ask(searcher, trial, tuple(pending))
+        assert proposal.config["x"] > 0.6
+        assert proposal.note["origin"] == "model"
+        pending.append(Pending(trial, proposal.config, 0, 1))
+    assert min(float(each.config["x"]) for each in pending) < 0.65
+
+
+def test_a_prior_counts_until_the_data_say_otherwise() -> None:
+    def proposed(confidence: float, trials: int) -> float:
+        space = Space({"x": uniform(0, 1)}).given(default_config={"x": 0.9}, default_confidence=confidence)
+        searcher = BOHB(random_fraction=0, min_points_in_model=2).build(space, 0)
+        for trial in range(trials):
+            x = 0.3 + 0.3 * trial / trials
+            searcher.tell(seen(trial, {"x": x}, 1, 1e-3 * trial))
+        return float(ask(searcher, 100).config["x"])
+
+    assert proposed(0.9, 3) == pytest.approx(0.9, abs=0.12)
+    searcher = BOHB(random_fraction=0).build(LINE.given(default_config={"x": 0.9}, default_confidence=0.9), 0)
+    for trial in range(60):
+        searcher.tell(seen(trial, {"x": trial / 60}, 1, (trial / 60 - 0.37) ** 2))
+    assert float(ask(searcher, 100).config["x"]) == pytest.approx(0.37, abs=0.1)
+
+
+def test_the_first_trials_follow_a_prior_half_of_the_time() -> None:
+    searcher = BOHB().build(LINE.given(default_config={"x": 0.9}, default_confidence=0.9), 0)
+    origins = [ask(searcher, trial).note["origin"] for trial in range(200)]
+    assert 60 < origins.count("prior") < 120
