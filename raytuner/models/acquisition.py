@@ -62,6 +62,15 @@ def log_expected_improvement(mean: Floats, deviation: Floats, best: float) -> Fl
     return result
 
 
+def _log_h(u: float, log_density: float, log_below: float) -> float:
+    """The h of `log_expected_improvement` of one ``u``: arrays of one take ten times as long."""
+    if u > -1.0:
+        return math.log(u * math.exp(log_below) + math.exp(log_density))
+    if u > -10.0:
+        return log_density + math.log1p(u * math.exp(log_below - log_density))
+    return log_density - 2.0 * math.log(-u) + math.log1p(-3.0 / u**2 + 15.0 / u**4)
+
+
 class Acquisition(Protocol):
     """What makes a point worth trying: larger is better."""
 
@@ -80,11 +89,11 @@ class Improvement:
         return log_expected_improvement(mean, deviation, best)
 
     def slope(self, mean: float, deviation: float, best: float) -> tuple[float, float, float]:
-        value = float(log_expected_improvement(np.array([mean]), np.array([deviation]), best)[0])
-        # d log EI = (-Phi(u) dmean + phi(u) ddeviation) / EI, in logarithms for the far tail
         u = (best - mean) / deviation
-        of_mean = -math.exp(float(log_ndtr(u)) - value)
-        return value, of_mean, math.exp(-0.5 * u * u - _LOG_SQRT_2_PI - value)
+        log_density, log_below = -0.5 * u * u - _LOG_SQRT_2_PI, float(log_ndtr(u))
+        value = _log_h(u, log_density, log_below) + math.log(deviation)
+        # d log EI = (-Phi(u) dmean + phi(u) ddeviation) / EI, in logarithms for the far tail
+        return value, -math.exp(log_below - value), math.exp(log_density - value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,16 +250,15 @@ class Pool:
             drawn.append(space.encode_many([space.sample(rng) for _ in range(GUIDED)])[0])
         if self._prior_weight:
             drawn.append(space.encode_many([space.sample_prior(rng) for _ in range(GUIDED)])[0])
-        for place, elite in enumerate(elites.values()):
-            sigma = (0.02, 0.08, 0.25)[place % 3]
-            drawn.append(self._around(rng, elite, PERTURBED // len(elites), sigma, 0.5))
+        sigmas = np.resize([0.02, 0.08, 0.25], len(elites))
+        drawn.append(self._around(rng, np.array(list(elites.values())), PERTURBED // len(elites), sigmas, 0.5))
         every = [self._weighed(*self._space.snap(np.concatenate(drawn)))]
         score = self._score(every[0])
         starts = np.argsort(-score, kind="stable")[:LOCAL]
         here, here_score, widths = every[0].points[starts].copy(), score[starts].copy(), np.full(len(starts), 0.1)
         for _ in range(ROUNDS):
-            near = [self._around(rng, x, NEIGHBOURS, width, 0.3) for x, width in zip(here, widths, strict=True)]
-            every.append(self._weighed(*self._space.snap(np.concatenate(near))))
+            near = self._around(rng, here, NEIGHBOURS, widths, 0.3)
+            every.append(self._weighed(*self._space.snap(near)))
             score = self._score(every[-1])
             for place in range(len(here)):
                 rows = slice(place * NEIGHBOURS, (place + 1) * NEIGHBOURS)
@@ -282,14 +290,16 @@ class Pool:
         deviation: Floats = process.scale * np.sqrt(np.maximum(process.signal - reduced, 0.0))
         return deviation
 
-    def _around(self, rng: np.random.Generator, x: Floats, count: int, sigma: float, moves: float) -> Floats:
-        """Points (count, d) where each coordinate of ``x`` is perturbed with probability ``moves``, options less."""
+    def _around(self, rng: np.random.Generator, points: Floats, count: int, sigma: Floats, moves: float) -> Floats:
+        """``count`` points around each of (k, d), ``sigma`` (k,) away; (k count, d). Each coordinate is perturbed with
+        probability ``moves``, options less."""
         categories = self._space.categories
-        shape = (count, len(x))
-        moved = rng.random(shape) < np.where(categories > 0, 0.4 * moves, moves)
-        x, known = self._model.features.spread(x, self._space.snap(x[None])[1][0])
-        step = np.where(categories > 0, rng.random(shape), np.clip(x + sigma * rng.standard_normal(shape), 0.0, 1.0))
-        return np.where(known, np.where(moved, step, x), rng.random(shape))  # elsewhere there is nothing to be near to
+        filled = [self._model.features.spread(*each) for each in zip(points, self._space.snap(points)[1], strict=True)]
+        x, known = (np.repeat(np.array(each), count, axis=0) for each in zip(*filled, strict=True))
+        moved = rng.random(x.shape) < np.where(categories > 0, 0.4 * moves, moves)
+        near = np.clip(x + np.repeat(sigma, count)[:, None] * rng.standard_normal(x.shape), 0.0, 1.0)
+        other = rng.random(x.shape)  # elsewhere there is nothing to be near to
+        return np.where(known, np.where(moved, np.where(categories > 0, other, near), x), other)
 
     def _uphill(self, x: Floats) -> Floats:
         """The point with the numeric coordinates of ``x`` moved to where the improvement is largest nearby."""

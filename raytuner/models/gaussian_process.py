@@ -345,7 +345,7 @@ def likeliest(kernel: Kernel, inputs: Floats, targets: Floats, noise: Noise = HO
         return 0.5 * float(z @ z) - value, z / sd - slope
 
     bounds = list(zip(mean - 3.0 * sd, mean + 3.0 * sd, strict=True))
-    options = {"maxiter": MOST_ITERATIONS, "ftol": 1e-6, "gtol": 1e-3}  # a hundredth of a nat is more than enough
+    options = {"maxiter": MOST_ITERATIONS, "ftol": 5e-5, "gtol": 1e-2}  # a hundredth of a nat is enough
     found: Floats = minimize(loss, mean, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
     return found
 

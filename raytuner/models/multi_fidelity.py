@@ -236,17 +236,18 @@ class Features:
         """Inputs (n, D + 2) of points (n, d) at rungs ``t`` (n,)."""
         inputs = np.zeros((len(points), len(self.groups) + 2))
         numeric = self.categories == 0
-        inputs[:, self.column[numeric]] = 0.5
-        inputs[:, self.column[numeric & self.conditional] + 1] = 0.35
-        for j, (r, column) in enumerate(zip(self.categories, self.column, strict=True)):
-            x, on = points[:, j], active[:, j]
-            if r > 0:
-                option = np.minimum(np.floor(x[on] * r), r - 1).astype(np.int64)
-                inputs[np.flatnonzero(on), column + option] = math.sqrt(0.5)
-            else:
-                inputs[on, column] = x[on]
-                if self.conditional[j]:
-                    inputs[on, column + 1] = 0.0
+        always = numeric & ~self.conditional
+        inputs[:, self.column[always]] = points[:, always]
+        sometimes = np.flatnonzero(numeric & self.conditional)
+        inputs[:, self.column[sometimes]], inputs[:, self.column[sometimes] + 1] = 0.5, 0.35
+        for j in sometimes:
+            on, column = active[:, j], self.column[j]
+            inputs[on, column], inputs[on, column + 1] = points[on, j], 0.0
+        chosen = np.flatnonzero(~numeric)
+        r = self.categories[chosen]
+        option = np.minimum(np.floor(points[:, chosen] * r), r - 1).astype(np.int64)  # (n, c)
+        rows, places = np.nonzero(active[:, chosen])
+        inputs[rows, self.column[chosen[places]] + option[rows, places]] = math.sqrt(0.5)
         inputs[:, -2], inputs[:, -1] = t, top - t
         return inputs
 

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from raytuner.models.acquisition import Choice, Pool, keys, log_expected_improvement
+from raytuner.models.acquisition import (
+    Acquisition,
+    Choice,
+    ConfidenceBound,
+    Improvement,
+    Pool,
+    keys,
+    log_expected_improvement,
+)
 from raytuner.models.gaussian_process import Floats, GaussianProcess
 from raytuner.models.multi_fidelity import Features, Surrogate
 from raytuner.models.parzen import Bools
@@ -147,3 +155,22 @@ def test_a_small_space_runs_out() -> None:
     )
     assert len(set(keys(points))) == 6
     assert Pool(space, model, set(keys(points[:-1])), np.random.default_rng(0)).choose([]) is None
+
+
+@given(st.floats(-60, 20), st.floats(1e-3, 1e3))
+def test_the_slopes_of_the_acquisitions(u: float, deviation: float) -> None:
+    """By central differences, and the value is that of many at once."""
+    mean, best = -u * deviation, 0.0
+    for acquisition in (Improvement(), ConfidenceBound(1.5)):
+        value, of_mean, of_deviation = acquisition.slope(mean, deviation, best)
+        assert value == pytest.approx(float(acquisition.at(np.array([mean]), np.array([deviation]), best)[0]), rel=1e-6)
+        h = 1e-5 * deviation
+
+        def at(m: float, d: float, of: Acquisition = acquisition) -> float:
+            return of.slope(m, d, best)[0]
+
+        assert (at(mean + h, deviation) - at(mean - h, deviation)) / (2 * h) == pytest.approx(
+            of_mean, rel=1e-3, abs=1e-9
+        )
+        steepness = (at(mean, deviation + h) - at(mean, deviation - h)) / (2 * h)
+        assert steepness == pytest.approx(of_deviation, rel=1e-3, abs=1e-6 / deviation)
