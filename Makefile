@@ -29,7 +29,7 @@ demo: install  ## tune a small torch network on handwritten digits; kill it and 
 	$(BIN)/python examples/digits_bohb.py $(ARGS)
 
 test: install  ## the quick suite, a process for each core (ARGS=-n0: in one)
-	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 check: install  ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,7 +14,7 @@ from hypothesis import HealthCheck, settings
 CHAOS_CASES = int(os.environ.get("CHAOS_CASES", "10000"))
 """How many cases `make chaos` tries for each scheduler; the length of all else there goes by it."""
 
-FILES_TOGETHER = {"test_cli.py", "test_members.py", "test_packaging.py"}
+FILES_TOGETHER = {"tests/test_cli.py", "tests/test_members.py", "tests/test_packaging.py"}
 """What they make for all of their tests takes longer than the tests."""
 
 settings.register_profile(
@@ -26,14 +28,24 @@ settings.register_profile("chaos", settings.get_profile("quick"), derandomize=Fa
 settings.load_profile("quick")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes: all on a real Ray in one of them, and a file's own fixtures made once."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-        elif item.path.name in FILES_TOGETHER:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where tests run in several processes (-n): those of all files that start a Ray in one of them, the first.
+
+    Not by the mark ``xdist_group``: pytest-xdist 3.8 passes over it under pytest 9.2 (its issue 1386).
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    @functools.cache
+    def starts_ray(file: str) -> bool:
+        return "mark.ray" in (config.rootpath / file).read_text()
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if starts_ray(file) else file if file in FILES_TOGETHER else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
