@@ -62,8 +62,6 @@ BRIEFLY: dict[str, set[str]] = {
     "evolution, small": {"asha", "hyperband 9"},
     "cmaes": {"asha", "hyperband 9"},
     "gp": {"hyperband 9"},
-    "gp, ucb": set(),
-    "tune bohb": set(),
 }
 """All that these searchers meet here, a third of the deaths: other schedulers ask and tell them nothing new.
 

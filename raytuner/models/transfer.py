@@ -225,9 +225,12 @@ def portfolio_points(
         order = np.lexsort((each.values, -each.steps))  # of the highest rung the best, then of the next
         points = np.where(each.active | each.known, each.points, 0.5)
         found.append(points[order[np.isfinite(each.values[order])]][: 4 * size + 8])
-    points, active = space.snap(np.concatenate(found))
+    points = space.snap(np.concatenate(found))[0]
+    if space.constraints:
+        points = points[[space.feasible(space.decode(x)) for x in points]]
     if not len(points):
         return []
+    active = space.snap(points)[1]
     inputs = features.at(points, active, np.zeros(len(points)), 0.0)
     g = np.array([model.at(inputs) for model in models])  # (S, c)
     low, high = g.min(axis=1, keepdims=True), g.max(axis=1, keepdims=True)
