@@ -48,8 +48,9 @@ bench: install peers  ## measurements beside peers
 		echo "$$file"; $(BIN)/python "$$file" $(ARGS); done
 
 chaos: install  ## long runs with injected faults
-	$(BIN)/python -m pytest -m chaos $(ARGS)
-	$(BIN)/python -m pytest --hypothesis-profile=chaos tests/schedulers tests/test_study_machine.py $(ARGS)
+	$(BIN)/python -m pytest -m chaos --ignore tests/test_replay.py $(ARGS)
+	$(BIN)/python -m pytest -n auto -m chaos tests/test_replay.py $(ARGS)
+	$(BIN)/python -m pytest -n auto --hypothesis-profile=chaos tests/schedulers tests/test_study_machine.py $(ARGS)
 
 clean:  ## remove what tools left behind; neither .venv nor results
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
