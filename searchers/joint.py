@@ -58,8 +58,8 @@ FIRST = 3
 BETA = 10.0
 """How many trials a prior outweighs."""
 
-LARGE = 2000
-"""From so many outcomes on, kernel densities take the place of the Gaussian process."""
+LARGE = 1000
+"""From so many outcomes on, kernel densities take the place of the Gaussian process: see docs/search.md."""
 
 
 @dataclass(frozen=True, slots=True)
