@@ -11,6 +11,7 @@ Parts that are taken away, one at a time:
     blind           fantasies: what is under way is not taken to turn out as predicted
     never-random    the random fraction
     flat            the priors of the process's parameters: nearly maximum likelihood
+    densities       the process where more than 250 outcomes are known (see it with a larger --budget)
 
 And what the user's priors are worth, which none of the others has: `prior`, a default configuration near the optimum
 (each coordinate moved by a normal of a tenth of its range; confidence 0.5), and `misled`, one at random.
@@ -88,6 +89,16 @@ class Flat(JointSearcher):
         self._features = _FlatFeatures.of(space)
 
 
+class Early(JointSearcher):
+    """Goes over to densities after 250 outcomes, in place of 1,000."""
+
+    def __init__(
+        self, space: Space, seed: int, least: int, random_fraction: float, values: Values, **rest: Any
+    ) -> None:
+        super().__init__(space, seed, least, random_fraction, values, **rest)
+        self._large = 250
+
+
 class _FlatFeatures(Features):
     @property
     def kernel(self) -> Product:
@@ -144,6 +155,7 @@ PARTS: dict[str, Any] = {
     "blind": Without(Blind),
     "never-random": Without(random_fraction=0.0),
     "flat": Without(Flat),
+    "densities": Without(Early),
     "prior": lambda problem: Believing(problem, near=True),
     "misled": lambda problem: Believing(problem, near=False),
 }

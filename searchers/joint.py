@@ -97,6 +97,7 @@ class JointSearcher:
         self._least = least
         self._random_fraction = random_fraction
         self._values = values
+        self._large = LARGE
         self._acquisition = acquisition or Improvement()
         self._over_rungs = over_rungs
         self._start = start
@@ -124,7 +125,7 @@ class JointSearcher:
             return self._random(rng)
         if early and not self._believes():
             return self._opening(known + under_way) or self._started(trial, until, pending, rng)
-        if len(self._outcomes) >= LARGE:
+        if len(self._outcomes) >= self._large:
             return self._by_densities(rng, begun)
         with self._blas.limit(limits=1, user_api="blas"):  # last digits depend on the number of threads
             pool = self._pool = self._pool or self._new_pool()
@@ -171,7 +172,7 @@ class JointSearcher:
         count, outcomes = len(self._outcomes), self._outcomes
         if not len(self._space) or outcomes.tried < 2:
             return None
-        if count >= LARGE:
+        if count >= self._large:
             count, densities = self._latest_densities()
             rows, weights = densities.evidence(point, active)
             ratio = float(densities.log_ratio(point[None], active[None])[0])
