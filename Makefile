@@ -28,8 +28,9 @@ install: .venv/.installed  ## make .venv with all that demo, tests and checks ne
 demo: install  ## tune a small torch network on handwritten digits; kill it and run it again: it goes on
 	$(BIN)/python examples/digits_bohb.py $(ARGS)
 
-test: install  ## the quick suite, a process for each core (ARGS=-n0: in one)
-	$(BIN)/python -m pytest -n auto $(ARGS)
+# The process that has all tests on a real Ray mostly waits: hence one more than there are cores.
+test: install  ## the quick suite, a process for each core and one more (ARGS=-n0: in one)
+	$(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) $(ARGS)
 
 check: install  ## format, lint and types
 	$(BIN)/ruff format --check .
