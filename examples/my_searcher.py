@@ -44,8 +44,12 @@ class OnePlusOneSearcher:
         if self.best is None:
             return Proposal(self.space.sample(rng), {"origin": "random"})
         x, _ = self.space.encode(self.best[2])  # a point of the unit cube
-        moved = x + self.step * rng.standard_normal(len(x))
-        return Proposal(self.space.decode(np.clip(moved, 0, 1)), {"origin": "step", "length": self.step})
+        for _ in range(100):
+            moved = x + self.step * rng.standard_normal(len(x))
+            config = self.space.decode(np.clip(moved, 0, 1))
+            if self.space.feasible(config):  # the study may have constraints; `sample` knows of them
+                return Proposal(config, {"origin": "step", "length": self.step})
+        return Proposal(self.space.sample(rng), {"origin": "random"})
 
     def tell(self, seen: Observation) -> None:
         if not self.space.contains(seen.config):

@@ -152,15 +152,8 @@ def test_fewer_than_two_dimensions_are_searched_at_random(params: dict[str, Any]
     assert ask(CMAES().build(space, 0), 5).config == ask(RandomSearch().build(space, 0), 5).config
 
 
-class Below(Space):
-    """Only where x0 is below x1."""
-
-    def feasible(self, config: Config) -> bool:
-        return bool(config["x0"] < config["x1"])
-
-
 def test_proposals_are_feasible() -> None:
-    space = Below({"x0": uniform(0, 1), "x1": uniform(0, 1)})
+    space = Space({"x0": uniform(0, 1), "x1": uniform(0, 1)}, [lambda config: config["x0"] < config["x1"]])
     one, two = CMAES().build(space, 0), CMAES().build(space, 0)
     for trial, proposal in enumerate(run(one, range(60))):
         assert proposal.config["x0"] < proposal.config["x1"]

@@ -221,22 +221,11 @@ def test_a_branch_that_is_worse_is_left_and_the_other_is_searched(settings: TPE)
 # -------------------------------------------------------------------------------------------------- what is to be
 
 
-class Below(Space):
-    """Only where x is below y."""
-
-    def feasible(self, config: dict[str, float]) -> bool:
-        return config["x"] < config["y"]
-
-    def sample(self, rng: np.random.Generator, grid: int | None = None) -> dict[str, Any]:
-        while not self.feasible(config := super().sample(rng, grid)):
-            pass
-        return config
-
-
 @pytest.mark.parametrize("multivariate", [True, False])
 def test_proposals_are_feasible(multivariate: bool) -> None:
     """The best are where x is large, at the edge of what is allowed."""
-    searcher = TPE(multivariate=multivariate).build(Below({"x": uniform(0, 1), "y": uniform(0, 1)}), 0)
+    space = Space({"x": uniform(0, 1), "y": uniform(0, 1)}, [lambda config: config["x"] < config["y"]])
+    searcher = TPE(multivariate=multivariate).build(space, 0)
     origins = []
     for trial in range(60):
         proposal = ask(searcher, trial)
