@@ -372,7 +372,7 @@ def test_what_may_not_be_asked(fast_path: Path) -> None:
         grid.get_best_result("score", "best")
     with pytest.raises(ValueError, match="scope must be one of last, all, avg, last-5-avg, last-10-avg, got 'first'"):
         grid.get_best_result(scope="first")
-    with pytest.raises(ValueError, match="table must be 'trials' or 'reports', got 'events'"):
+    with pytest.raises(ValueError, match="table must be 'trials', 'reports' or 'decisions', got 'events'"):
         grid.to_arrow("events")
     grid = simulate(fast_path / "none", of_table([1] * 4, [5] * 4, [3] * 4), metric=None, mode=None)
     with pytest.raises(ValueError, match="metric must be named: the study has none of its own"):
