@@ -36,16 +36,28 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    @functools.cache
-    def starts_ray(file: str) -> bool:
-        return "mark.ray" in (config.rootpath / file).read_text()
-
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "ray" if starts_ray(file) else file if file in FILES_TOGETHER else nodeid
+            return "ray" if starts_ray(config.rootpath / file) else file if file in FILES_TOGETHER else nodeid
 
     return Scheduling(config, log)
+
+
+@functools.cache
+def starts_ray(file: Path) -> bool:
+    return "mark.ray" in file.read_text()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Beside the process whose tests start a Ray and watch the clock, the others take what it leaves of the cores."""
+    if "PYTEST_XDIST_WORKER" in os.environ and not starts_ray(item.path):
+        step_back()
+
+
+@functools.cache
+def step_back() -> None:
+    os.nice(10)
 
 
 @pytest.fixture(scope="session")
