@@ -110,6 +110,7 @@ class JointSearcher:
         )
         self._first = 0  # the trial that was asked for then
         self._pool: Pool | None = None
+        self._aligned: Floats | None = None  # all outcomes' values
         self._densities: tuple[int, DensityRatio] | None = None  # of so many outcomes
         self._old = Sources(space, self._features, sources, values) if sources else None
         self._fit: tuple[int, Floats, Mixed | None] | None = None  # to so many outcomes
@@ -197,10 +198,11 @@ class JointSearcher:
     def _predicted(self, choice: Choice) -> tuple[float | None, float | None]:
         """Mean and deviation in the unit of what was told, at the top rung; None where they are no finite numbers."""
         outcomes = self._outcomes
-        values = aligned(outcomes.trials, outcomes.untils, outcomes.values)
+        if self._aligned is None or len(self._aligned) != len(outcomes):
+            self._aligned = aligned(outcomes.trials, outcomes.untils, outcomes.values)
         s, sd = choice.mean, choice.deviation
         with np.errstate(all="ignore"):
-            mean, low, high = (unscored(score, values, self._values) for score in (s, s - sd, s + sd))
+            mean, low, high = unscored(np.array([s, s - sd, s + sd]), self._aligned, self._values).tolist()
         found = mean, (high - low) / 2
         return found if math.isfinite(found[0]) and math.isfinite(found[1]) else (None, None)
 

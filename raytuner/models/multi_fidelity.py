@@ -176,15 +176,15 @@ def chosen(y: Floats, t: Floats, most: int, rng: np.random.Generator) -> Ints:
     return np.sort(np.concatenate([sure, rng.choice(others, most - len(sure), replace=False)]))
 
 
-def unscored(score: float, values: Floats, how: Values) -> float:
-    """The aligned value that has a score, among the ``values`` (n,) that `scores` were taken of."""
+def unscored(score: Floats, values: Floats, how: Values) -> Floats:
+    """The aligned values that have these scores (m,), among the ``values`` (n,) that `scores` were taken of; (m,)."""
     if how == "rank":
         order = np.sort(values)
-        return float(np.interp(ndtr(score) * len(values) - 0.5, np.arange(len(values)), order))
+        return np.asarray(np.interp(ndtr(score) * len(values) - 0.5, np.arange(len(values)), order))
     low, middle, high = values.min(), np.median(values), np.quantile(values, 0.8)
     if how == "log" and high > low:
         scale = float(middle - low) or float(high - low)
-        return float(low + scale * (math.exp(min(score, 700.0)) - 0.1))
+        return np.asarray(low + scale * (np.exp(np.minimum(score, 700.0)) - 0.1))
     _, centre, deviation = standardised(np.minimum(values, high))
     return centre + deviation * score
 
