@@ -58,28 +58,22 @@ class Source:
         self._rng = np.random.default_rng(0)
         self._rungs = rungs
 
-    def tell(self, searcher: Searcher, trial: int, config: Config | None = None) -> None:
-        """A trial's outcomes, of a random configuration if none is given: fewer reach a higher rung."""
+    def tell(self, searcher: Searcher, trial: int, config: Config | None = None) -> int:
+        """A trial's outcomes, of a random configuration if none is given: fewer reach a higher rung. How many."""
         config = SPACE.sample(self._rng) if config is None else config
         value = float(((SPACE.encode(config)[0] - BEST) ** 2).sum()) + 0.05 * self._rng.standard_normal()
-        for rung in self._rungs:
+        for told, rung in enumerate(self._rungs, start=1):  # noqa: B007
             ends = rung == self._rungs[-1]
             searcher.tell(Observation(trial, config, rung, float(rung), rung, value + 1.0 / rung, ended=ends))
             if self._rng.random() < 2 / 3:
                 break
+        return told
 
     def fill(self, searcher: Searcher, outcomes: int) -> int:
         """Tell so many outcomes, or the few more of the last trial; how many trials that were."""
         told = trial = 0
-
-        class Counted:
-            def tell(self, seen: Observation) -> None:
-                nonlocal told
-                told += 1
-                searcher.tell(seen)
-
         while told < outcomes:
-            self.tell(Counted(), trial)  # type: ignore[arg-type]
+            told += self.tell(searcher, trial)
             trial += 1
         return trial
 

@@ -45,7 +45,7 @@ from scipy import stats  # noqa: E402
 SHARES = (0.1, 0.3, 1.0)
 DOCS = Path(__file__).parent.parent / "docs"
 CURVE = tuple(round(0.05 * place, 2) for place in range(1, 21))
-PEERS = ("optuna", "hyperopt", "hpbandster", "dehb", "smac", "syne-tune", "ConfigSpace")
+PEERS = ("optuna", "hyperopt", "hpbandster", "dehb", "smac", "syne-tune")
 DEFAULT = ("bohb+hyperband", "bohb+promotion", "bohb+asha", "kde+hyperband", "random+hyperband", "random+full")
 
 Cell = tuple[str, str, int, int]  # problem, optimiser, seed, workers
@@ -84,7 +84,8 @@ def _theirs(problem: Any) -> Any:
 
 def versions(optimiser: str) -> dict[str, str]:
     """Of the libraries that an optimiser may be of, as far as this environment has them."""
-    names = ("raytuner",) if optimiser.partition("+")[0] in SEARCHERS else PEERS
+    own = optimiser.partition("+")[0] in SEARCHERS
+    names = ["raytuner"] if own else [name for name in PEERS if name.partition("-")[0] in optimiser]
     found = {}
     for name in names:
         with suppress(PackageNotFoundError):

@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raytuner.objective import Objective
-from raytuner.space import Choice, Domain, Numeric, Ordinal, Space, pack, plain, same, unpack
+from raytuner.space import Axis, Choice, Domain, Numeric, Space, pack, plain, same, unpack
 from raytuner.trial import Config, State
 
 if TYPE_CHECKING:
@@ -453,7 +453,7 @@ def _any_below(name: str, values: Mapping[str, Any]) -> bool:
     return any(each.startswith(f"{name}/") for each in values)
 
 
-def _number(domain: Numeric | Ordinal, value: Any) -> Any:
+def _number(domain: Axis, value: Any) -> Any:
     """A value of the domain, `_ABSENT` if it is none; tables make floats of integers."""
     if domain.contains(value):
         return value

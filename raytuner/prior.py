@@ -8,6 +8,10 @@ A prior is a centre, the value that is thought best, and a confidence c between 
   be uniform, c = 1 only the centre.
 
 Densities are relative to uniform: 1 everywhere where nothing is believed. `raytuner.space.Space` joins them.
+
+Searchers with a model add `fading` times the log density to what they rank candidates by: piBO, Hvarfner, Stoll, Souza,
+Lindauer, Hutter & Nardi 2022, "piBO: Augmenting Acquisition Functions with User Beliefs for Bayesian Optimization"
+(arXiv:2204.11051), eq. 6.
 """
 
 from __future__ import annotations
@@ -23,6 +27,14 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 _STANDARD = NormalDist()
+
+BETA = 10.0
+"""How many outcomes a prior outweighs."""
+
+
+def fading(known: int) -> float:
+    """How much a prior counts once so many outcomes, or trials, are known: beta / n."""
+    return BETA / max(known, 1)
 
 
 @dataclass(frozen=True, slots=True)

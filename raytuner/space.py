@@ -198,7 +198,7 @@ class Param:
     """
 
     path: tuple[str, ...]
-    domain: Numeric | Ordinal | Choice
+    domain: Axis | Choice
     condition: tuple[int, int] | None = None
 
     @property
@@ -497,18 +497,26 @@ class Space:
 
     def encode(self, config: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """The configuration as a point of the unit cube: x (d,) and active (d,). ValueError if it is not in here."""
-        X, active = self.encode_many([config])
-        return X[0], active[0]
+        point = self.found(config)
+        if point is None:
+            self.check(config)
+        assert point is not None  # else it was refused
+        return point
+
+    def found(self, config: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_]] | None:
+        """As `encode`, but None if the configuration is not in here."""
+        if not self.contains(config):
+            return None
+        x, active = [0.0] * self.dim, [False] * self.dim
+        self._root.fill(config, x, active)
+        return np.array(x, dtype=np.float64), np.array(active, dtype=np.bool_)
 
     def encode_many(self, configs: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Several configurations: X (n, d) and active (n, d)."""
-        X = [[0.0] * self.dim for _ in configs]
-        active = [[False] * self.dim for _ in configs]
-        for config, row, on in zip(configs, X, active, strict=True):
-            self.check(config)
-            self._root.fill(config, row, on)
-        shape = (len(configs), self.dim)
-        return np.array(X, dtype=np.float64).reshape(shape), np.array(active, dtype=np.bool_).reshape(shape)
+        X, active = np.zeros((len(configs), self.dim)), np.zeros((len(configs), self.dim), dtype=np.bool_)
+        for row, config in enumerate(configs):
+            X[row], active[row] = self.encode(config)
+        return X, active
 
     def decode(self, x: ArrayLike) -> dict[str, Any]:
         """The configuration at a point (d,), which is clipped to the cube; inactive coordinates do not matter."""
@@ -662,11 +670,50 @@ class Domain(ABC):
         """Take a place in a space. ``name`` is as in `_Plan.node`."""
 
 
-class Numeric(Domain):
-    """A domain of numbers with one coordinate."""
+class Axis(Domain):
+    """A domain whose values have an order, and one coordinate: to models it is a number."""
 
     categories = 0
     prior: Prior | None
+
+    @abstractmethod
+    def decode(self, u: float) -> Any:
+        """The value at a coordinate in [0, 1]."""
+
+    @abstractmethod
+    def encode(self, value: Any) -> float:
+        """The coordinate of a value of this domain."""
+
+    @abstractmethod
+    def snap(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The coordinates (m,) of the values at coordinates ``u`` (m,) of [0, 1]."""
+
+    @abstractmethod
+    def contains(self, value: object) -> bool:
+        """Whether it is a value of this domain."""
+
+    @abstractmethod
+    def to_json(self) -> Any:
+        """The domain in plain JSON."""
+
+    def describe(self) -> str:
+        """As one would write it: ``uniform(0.0, 1.0)``."""
+        return _text(self.to_json())
+
+    def belief(self) -> Belief | None:
+        """The prior over the coordinate; None if there is none."""
+        return None if self.prior is None else self.belief_at(self.encode(self.prior.centre), self.prior.confidence)
+
+    def belief_at(self, coordinate: float, confidence: float) -> Belief:
+        """A prior around a coordinate."""
+        return Bump.of(coordinate, confidence)
+
+    def place(self, plan: _Plan, path: tuple[str, ...], condition: tuple[int, int] | None, name: str) -> _Node:
+        return _Leaf(plan.add(Param(path, self, condition)), self)
+
+
+class Numeric(Axis):
+    """A domain of numbers with one coordinate."""
 
     @abstractmethod
     def decode(self, u: float) -> float:
@@ -696,25 +743,10 @@ class Numeric(Domain):
         """Draw a value."""
         return self.decode(rng.random())
 
-    def describe(self) -> str:
-        """As one would write it: ``uniform(0.0, 1.0)``."""
-        return _text(self.to_json())
-
     def to_json(self) -> Any:
         """The domain in plain JSON."""
         name, arguments = self.call()
         return _with_prior({f"${name}": list(arguments)}, self.prior)
-
-    def belief(self) -> Belief | None:
-        """The prior over the coordinate; None if there is none."""
-        return None if self.prior is None else self.belief_at(self.encode(self.prior.centre), self.prior.confidence)
-
-    def belief_at(self, coordinate: float, confidence: float) -> Belief:
-        """A prior around a coordinate."""
-        return Bump.of(coordinate, confidence)
-
-    def place(self, plan: _Plan, path: tuple[str, ...], condition: tuple[int, int] | None, name: str) -> _Node:
-        return _Leaf(plan.add(Param(path, self, condition)), self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -909,13 +941,11 @@ class QuantizedNormal(Numeric):
 
 
 @dataclass(frozen=True, slots=True)
-class Ordinal(Domain):
+class Ordinal(Axis):
     """One of several plain options in order: to models a number of equal steps."""
 
     options: tuple[Any, ...]
     prior: Prior | None = field(default=None, repr=False)
-
-    categories = 0
 
     def decode(self, u: float) -> Any:
         """The option at a coordinate in [0, 1]."""
@@ -941,24 +971,9 @@ class Ordinal(Domain):
         """The number of an option; None if it is none."""
         return next((place for place, option in enumerate(self.options) if same(option, value)), None)
 
-    def describe(self) -> str:
-        """As one would write it: ``ordinal(['low', 'high'])``."""
-        return _text(self.to_json())
-
     def to_json(self) -> Any:
         """The domain in plain JSON."""
         return _with_prior({"$ordinal": [pack(option) for option in self.options]}, self.prior)
-
-    def belief(self) -> Belief | None:
-        """The prior over the coordinate; None if there is none."""
-        return None if self.prior is None else self.belief_at(self.encode(self.prior.centre), self.prior.confidence)
-
-    def belief_at(self, coordinate: float, confidence: float) -> Belief:
-        """A prior around a coordinate."""
-        return Bump.of(coordinate, confidence)
-
-    def place(self, plan: _Plan, path: tuple[str, ...], condition: tuple[int, int] | None, name: str) -> _Node:
-        return _Leaf(plan.add(Param(path, self, condition)), self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -1107,7 +1122,7 @@ class _Leaf:
     """A number, or an option of several in order."""
 
     index: int
-    domain: Numeric | Ordinal
+    domain: Axis
 
     def build(self, x: list[float], later: _Later) -> Any:
         return self.domain.decode(x[self.index])
@@ -1632,7 +1647,7 @@ def _options(call: str, argument: str, values: Any) -> tuple[Any, ...]:
     return options
 
 
-_D = TypeVar("_D", bound="Numeric | Ordinal")
+_D = TypeVar("_D", bound="Axis")
 
 
 def _numbered(call: str, categories: Any) -> Iterable[tuple[int, Any]]:

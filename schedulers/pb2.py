@@ -22,7 +22,7 @@ import numpy as np
 
 from raytuner.schedulers import explore
 from raytuner.schedulers.pbt import Member, Plan, Population, check_population
-from raytuner.space import Choice, Domain, Float, Numeric, Ordinal, Space, plain, uniform
+from raytuner.space import Axis, Choice, Domain, Float, Numeric, Space, plain, uniform
 from raytuner.trial import Config, Observation
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _domains(bounds: Mapping[str, Any], path: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, raw in bounds.items():
         match raw:
-            case Numeric() | Ordinal() | Choice():
+            case Axis() | Choice():
                 found[name] = raw
             case Mapping():
                 found[name] = _domains(raw, f"{path}{name}/")

@@ -94,11 +94,11 @@ class DifferentialEvolutionSearcher:
 
     def tell(self, seen: Observation) -> None:
         value = math.inf if seen.value is None or math.isnan(seen.value) else seen.value
-        if not self._space.contains(seen.config):
+        if (found := self._space.found(seen.config)) is None:
             return
         population = self._at(seen.until)
         if seen.trial not in population.told:
-            population.add(_Member(seen.trial, value, *self._space.encode(seen.config)), self._size)
+            population.add(_Member(seen.trial, value, *found), self._size)
 
     def recall(self, trial: int, until: int, pending: Sequence[Pending], answer: Answer) -> None:
         if isinstance(answer, Proposal):

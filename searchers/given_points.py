@@ -9,7 +9,7 @@ What a point lacks is drawn from the space, uniformly, by ``[seed, "given", numb
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,8 @@ class GivenPointsSearcher:
         else:
             self._served += 1
 
-    def explain(self, config: Config) -> Explanation | None:
-        """What the searcher says of a configuration, if it has a model."""
-        explain = getattr(self._searcher, "explain", None)
-        return None if explain is None else explain(config)
+    @property
+    def explain(self) -> Callable[[Config], Explanation | None]:
+        """The searcher's own; AttributeError if it has no model."""
+        found: Callable[[Config], Explanation | None] = self._searcher.explain  # type: ignore[attr-defined]
+        return found

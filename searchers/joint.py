@@ -16,7 +16,7 @@ was under way at that first one, which a resumed study is told as well (`recall`
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ import threadpoolctl
 from raytuner.actions import Answer, Proposal
 from raytuner.explanation import EVIDENCE, Evidence, Explanation
 from raytuner.history import Fitted
-from raytuner.models.acquisition import Acquisition, Choice, Improvement, Pool, keys
+from raytuner.models.acquisition import Acquisition, Improvement, Pool, keys
 from raytuner.models.density_ratio import DensityRatio
 from raytuner.models.gaussian_process import Floats, GaussianProcess, likeliest
 from raytuner.models.multi_fidelity import (
@@ -44,7 +44,9 @@ from raytuner.models.multi_fidelity import (
 )
 from raytuner.models.parzen import Bools, Ints
 from raytuner.models.transfer import Mixed, Sources
+from raytuner.prior import fading
 from raytuner.protocols import Searcher
+from raytuner.searchers.random_search import at_random
 from raytuner.space import Space
 from raytuner.trial import Config, Observation, Pending
 
@@ -54,9 +56,6 @@ _WEIGHED = int.from_bytes(b"old", "big")
 
 FIRST = 3
 """So many trials must have been heard of before old studies are believed."""
-
-BETA = 10.0
-"""How many trials a prior outweighs."""
 
 LARGE = 1000
 """From so many outcomes on, kernel densities take the place of the Gaussian process: see docs/search.md."""
@@ -105,12 +104,10 @@ class JointSearcher:
         self._outcomes = Outcomes(len(space))
         self._seen: set[bytes] = set()
         self._configs: dict[int, tuple[Floats, Bools] | None] = {}  # of trials that were heard of or asked about
-        self._at_first: list[_Begun] | None = (
-            None  # what was under way when something was asked first since it was told
-        )
+        self._at_first: list[_Begun] | None = None  # what was under way at the first `ask` since it was told
         self._first = 0  # the trial that was asked for then
         self._pool: Pool | None = None
-        self._aligned: Floats | None = None  # all outcomes' values
+        self._unscored: Callable[[Floats], Floats] | None = None  # while nothing new is heard
         self._densities: tuple[int, DensityRatio] | None = None  # of so many outcomes
         self._old = Sources(space, self._features, sources, values) if sources else None
         self._fit: tuple[int, Floats, Mixed | None] | None = None  # to so many outcomes
@@ -137,12 +134,12 @@ class JointSearcher:
             choice = pool.choose(since)
             if choice is None:
                 return self._random(rng)
-            mean, deviation = self._predicted(choice)
+            mean, deviation = self._predicted(choice.mean, choice.deviation)
         note: dict[str, Any] = {
             "origin": "model",
             "surrogate": "process",
             "outcomes": len(self._outcomes),
-            "rung": int(self._outcomes.untils.max()),
+            "rung": self._outcomes.top,
             "mean": mean,
             "deviation": deviation,
             "acquisition": choice.acquisition,
@@ -159,7 +156,7 @@ class JointSearcher:
         point, active = found
         if self._outcomes.add(seen.trial, seen.until, value, point, active):
             self._seen.update(keys(point[None]))
-            self._at_first = self._pool = None
+            self._at_first = self._pool = self._unscored = None
 
     def recall(self, trial: int, until: int, pending: Sequence[Pending], answer: Answer) -> None:
         self._note(trial, pending)
@@ -181,28 +178,28 @@ class JointSearcher:
         else:
             with self._blas.limit(limits=1, user_api="blas"):
                 model = self._surrogate()
-                rng = np.random.default_rng([self._seed, _POOL])
-                pool = Pool(self._space, model, set(), rng, self._acquisition, self._prior_weight())
-                choice = pool.worth(point, active)
+                score, sd = model.predict(point[None], active[None])
+                best = float(model.process.mean(model.at_top(model.points, model.active)).min())
                 rows, weights = model.rows, model.alike(point, active)
-            (mean, deviation), acquisition, surrogate = self._predicted(choice), choice.acquisition, "process"
+            belief = fading(outcomes.tried) * self._space.log_prior(point[None], active[None])
+            acquisition = float((self._acquisition.at(score, sd, best) + belief)[0])
+            (mean, deviation), surrogate = self._predicted(float(score[0]), float(sd[0])), "process"
         most = np.argsort(-np.abs(weights), kind="stable")[:EVIDENCE]
         evidence = []
         for row, weight in zip(rows[most], weights[most], strict=True):
             value = float(outcomes.values[row])
             trial, step = int(outcomes.trials[row]), int(outcomes.untils[row])
             evidence.append(Evidence(trial, step, value if math.isfinite(value) else None, float(weight)))
-        top = int(outcomes.untils[:count].max())
-        return Explanation(surrogate, count, top, mean, deviation, acquisition, tuple(evidence))
+        return Explanation(surrogate, count, outcomes.top, mean, deviation, acquisition, tuple(evidence))
 
-    def _predicted(self, choice: Choice) -> tuple[float | None, float | None]:
-        """Mean and deviation in the unit of what was told, at the top rung; None where they are no finite numbers."""
+    def _predicted(self, score: float, deviation: float) -> tuple[float | None, float | None]:
+        """Mean and deviation, given those of scores, in the unit of what was told; None where they are not finite."""
         outcomes = self._outcomes
-        if self._aligned is None or len(self._aligned) != len(outcomes):
-            self._aligned = aligned(outcomes.trials, outcomes.untils, outcomes.values)
-        s, sd = choice.mean, choice.deviation
+        if self._unscored is None:
+            values = aligned(outcomes.trials, outcomes.untils, outcomes.values)
+            self._unscored = unscored(values, self._values)
         with np.errstate(all="ignore"):
-            mean, low, high = unscored(np.array([s, s - sd, s + sd]), self._aligned, self._values).tolist()
+            mean, low, high = self._unscored(np.array([score, score - deviation, score + deviation])).tolist()
         found = mean, (high - low) / 2
         return found if math.isfinite(found[0]) and math.isfinite(found[1]) else (None, None)
 
@@ -219,21 +216,15 @@ class JointSearcher:
     def _encoded(self, trial: int, config: Config) -> tuple[Floats, Bools] | None:
         """A trial's point; None if its configuration is from outside the space, as a fork's may be."""
         if trial not in self._configs:
-            self._configs[trial] = self._space.encode(config) if self._space.contains(config) else None
+            self._configs[trial] = self._space.found(config)
         return self._configs[trial]
 
     def _random(self, rng: np.random.Generator) -> Proposal:
-        if self._space.has_prior and rng.random() < 0.5 * self._prior_weight() / (1.0 + self._prior_weight()):
-            return Proposal(self._space.sample_prior(rng), {"origin": "prior"})
-        return Proposal(self._space.sample(rng), {"origin": "random"})
+        return at_random(self._space, rng, self._outcomes.tried)
 
     def _started(self, trial: int, until: int, pending: Sequence[Pending], rng: np.random.Generator) -> Answer:
         """One of the first."""
         return self._random(rng) if self._start is None else self._start.ask(trial, until, pending)
-
-    def _prior_weight(self) -> float:
-        """How much the user's priors count: beta / n of Hvarfner et al. 2022, eq. 6."""
-        return BETA / max(self._outcomes.tried, 1) if self._space.has_prior else 0.0
 
     # ------------------------------------------------------------------------------------------ a large history
 
@@ -251,7 +242,7 @@ class JointSearcher:
                     "origin": "model",
                     "surrogate": "densities",
                     "outcomes": count,
-                    "rung": int(self._outcomes.untils[:count].max()),
+                    "rung": self._outcomes.top,
                     "acquisition": float(found.log_ratio[place]),
                 }
                 return Proposal(config, note)
@@ -300,7 +291,7 @@ class JointSearcher:
         )
         seen = self._seen.union(*(keys(each.point[None]) for each in begun))
         rng = np.random.default_rng([self._seed, _POOL, self._first])
-        return Pool(self._space, surrogate, seen, rng, self._acquisition, self._prior_weight())
+        return Pool(self._space, surrogate, seen, rng, self._acquisition, self._outcomes.tried)
 
     def _surrogate(self) -> Surrogate:
         """The model of all that was told."""

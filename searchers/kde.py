@@ -40,11 +40,10 @@ import numpy as np
 from raytuner.actions import Answer, Proposal
 from raytuner.explanation import EVIDENCE, Evidence, Explanation
 from raytuner.models.parzen import Bools, Floats, Parzen
+from raytuner.prior import fading
+from raytuner.searchers.random_search import at_random
 from raytuner.space import Space
 from raytuner.trial import Config, Observation, Pending
-
-_BETA = 10.0
-"""How many outcomes a prior outweighs."""
 
 
 class KDESearcher:
@@ -78,7 +77,7 @@ class KDESearcher:
         rng = np.random.default_rng([self._seed, trial])
         rung = self._highest_rung()
         if rng.random() < self._random_fraction or rung is None:
-            return self._random(rng)
+            return at_random(self._space, rng, self._told)
 
         outcomes = self._rungs[rung]
         if outcomes.model is None:
@@ -89,10 +88,10 @@ class KDESearcher:
         log_ratio = good.log_density(drawn, active) - bad.log_density(drawn, active)  # log l / g, (num_samples,)
         score = log_ratio
         if self._space.has_prior:
-            score = log_ratio + _BETA / self._told * self._space.log_prior(drawn, active)
+            score = log_ratio + fading(self._told) * self._space.log_prior(drawn, active)
         found = self._best_feasible(drawn, score)
         if found is None:
-            return self._random(rng)
+            return at_random(self._space, rng, self._told)
         best, config = found
         note = {
             "origin": "model",
@@ -136,11 +135,6 @@ class KDESearcher:
                 return place, config
         return None
 
-    def _random(self, rng: np.random.Generator) -> Proposal:
-        if self._space.has_prior and rng.random() < 0.5 * _BETA / (_BETA + self._told):
-            return Proposal(self._space.sample_prior(rng), {"origin": "prior"})
-        return Proposal(self._space.sample(rng), {"origin": "random"})
-
     @property
     def _told(self) -> int:
         """How many outcomes there are, of all rungs."""
@@ -148,10 +142,8 @@ class KDESearcher:
 
     def tell(self, seen: Observation) -> None:
         value = math.inf if seen.value is None or math.isnan(seen.value) else seen.value
-        if not self._space.contains(seen.config):
-            return
-        point, active = self._space.encode(seen.config)
-        self._rungs.setdefault(seen.until, _Rung()).add(seen.trial, value, point, active)
+        if (found := self._space.found(seen.config)) is not None:
+            self._rungs.setdefault(seen.until, _Rung()).add(seen.trial, value, *found)
 
     def recall(self, trial: int, until: int, pending: Sequence[Pending], answer: Answer) -> None:
         """Nothing: an `ask` leaves no trace. Models are functions of what was told; kept ones only save time."""

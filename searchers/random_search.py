@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raytuner.actions import Answer, Proposal
+from raytuner.prior import BETA
 from raytuner.space import Space
 from raytuner.trial import Observation, Pending
 
@@ -23,6 +24,16 @@ class RandomSearch:
         if space.has_grid:
             raise ValueError("RandomSearch() does not try the values of grid_search(...) in turn: use GridSearch()")
         return RandomSearcher(space, seed)
+
+
+def at_random(space: Space, rng: np.random.Generator, known: int) -> Proposal:
+    """A random configuration for a searcher that has a model, and knows of so many outcomes.
+
+    Where the space has priors, from them with probability beta / (beta + n) / 2, from the whole space else.
+    """
+    if space.has_prior and rng.random() < 0.5 * BETA / (BETA + known):
+        return Proposal(space.sample_prior(rng), {"origin": "prior"})
+    return Proposal(space.sample(rng), {"origin": "random"})
 
 
 class RandomSearcher:

@@ -38,6 +38,8 @@ from raytuner.actions import Answer, Proposal
 from raytuner.explanation import EVIDENCE, Evidence, Explanation
 from raytuner.models.adaptive_parzen import AdaptiveParzen, forgetting
 from raytuner.models.parzen import Bools, Floats, Ints
+from raytuner.prior import fading
+from raytuner.searchers.random_search import at_random
 from raytuner.space import Space
 from raytuner.trial import Config, Observation, Pending
 
@@ -108,7 +110,7 @@ class TPESearcher:
         rng = np.random.default_rng([self._seed, trial])
         outcomes = self._outcomes
         if len(outcomes) < self._settings.n_initial_points or not outcomes.succeeded or not len(self._space):
-            return self._random(rng)
+            return at_random(self._space, rng, len(outcomes))
         if self._split is None:
             self._split = self._new_split()
         liars = self._liars(pending)
@@ -118,15 +120,15 @@ class TPESearcher:
                 good, bad, _ = self._split
                 counts = {"outcomes": len(outcomes), "good": len(good), "bad": len(bad), "pending": len(liars[0])}
                 return Proposal(config, {"origin": "model", **counts, "log_ratio": log_ratio})
-        return self._random(rng)
+        return at_random(self._space, rng, len(outcomes))
 
     def tell(self, seen: Observation) -> None:
         value = math.inf if seen.value is None or math.isnan(seen.value) else seen.value
         outcomes = self._outcomes
         if seen.trial not in outcomes.rows:
-            if not self._space.contains(seen.config):
+            if (found := self._space.found(seen.config)) is None:
                 return
-            outcomes.begin(seen.trial, *self._space.encode(seen.config))
+            outcomes.begin(seen.trial, *found)
         if outcomes.reach(seen.trial, seen.until, value):
             self._split = None
             self._good.clear()
@@ -164,9 +166,6 @@ class TPESearcher:
         there = self._outcomes.active[rows, columns[0]]
         fitted = self._fit(self._outcomes.points[rows[there]][:, columns], weights[there], columns)
         return float(fitted.log_density(point[None, columns])[0])
-
-    def _random(self, rng: np.random.Generator) -> Proposal:
-        return Proposal(self._space.sample(rng), {"origin": "random"})
 
     # ----------------------------------------------------------------------------------------------- the model
 
@@ -241,7 +240,7 @@ class TPESearcher:
         if self._space.has_prior:
             active = np.zeros(full.shape, dtype=np.bool_)
             active[:, columns] = True
-            log_ratio += 10.0 / len(outcomes) * self._space.log_prior(full, active)
+            log_ratio += fading(len(outcomes)) * self._space.log_prior(full, active)
         order = np.argsort(-log_ratio, kind="stable")
         return drawn[order], log_ratio[order]
 

@@ -24,6 +24,7 @@ from scipy.linalg import solve_triangular
 from scipy.optimize import minimize
 from scipy.special import log_ndtr, ndtr
 
+from raytuner import prior
 from raytuner.models.gaussian_process import JITTER, Decay, Floats, Matern, Product
 from raytuner.models.multi_fidelity import Surrogate
 from raytuner.models.parzen import Bools, Ints
@@ -122,7 +123,10 @@ class Choice:
 
 
 class Pool:
-    """Candidates for the trials that are begun while nothing new is heard. ``seen``: keys of points not to propose."""
+    """Candidates for the trials that are begun while nothing new is heard.
+
+    ``seen``: keys of points not to propose. ``known``: how many trials were heard of, by which the user's priors fade.
+    """
 
     def __init__(
         self,
@@ -131,10 +135,10 @@ class Pool:
         seen: Set[bytes],
         rng: np.random.Generator,
         acquisition: Acquisition | None = None,
-        prior_weight: float = 0.0,
+        known: int = 0,
     ) -> None:
         self._acquisition = acquisition or Improvement()
-        self._prior_weight = prior_weight
+        self._known = known
         self._space = space
         self._model = surrogate
         self._seen = seen
@@ -152,14 +156,15 @@ class Pool:
         found = self._found(rng, np.argsort(means, kind="stable"))
         fresh = np.flatnonzero(~found.tried)
         self._points, self._active, self._mean = found.points[fresh], found.active[fresh], found.mean[fresh]
-        self._inputs, self._V, self._reduced = found.inputs[fresh], found.V[:, fresh], found.reduced[fresh]
+        self._V, self._reduced = found.V[:, fresh], found.reduced[fresh]
+        self._fixed = np.concatenate([process.inputs, found.inputs[fresh]])  # (n + m, D + 2)
         self._places: dict[bytes, list[int]] = {}
         for place, own_key in enumerate(keys(self._points)):
             self._places.setdefault(own_key, []).append(place)
         self._free = np.ones(len(fresh), dtype=np.bool_)
         self._believed = self._belief(self._points, self._active)
         self._base = self._reduced, self._best
-        self._nothing_begun = _Begun.none(self._inputs.shape[1], len(process.inputs), len(self._inputs))
+        self._nothing_begun = _Begun.none(self._fixed.shape[1], len(process.inputs), len(fresh))
         self._begun = self._nothing_begun
 
     # ------------------------------------------------------------------------------------------------ to choose
@@ -197,17 +202,20 @@ class Pool:
         """A trial that was begun: another row of L, and of V."""
         process, features, begun = self._model.process, self._model.features, self._begun
         at = features.at(point[None], active[None], np.array([t]), self._model.top)
-        top = self._model.at_top(point[None], active[None])
-        v = solve_triangular(process.factor, process.covariances(at)[0], lower=True, check_finite=False)  # (n,)
+        k = process.between(self._fixed, at)[:, 0]  # (n + m,)
+        n = len(process.inputs)
+        v = solve_triangular(process.factor, k[:n], lower=True, check_finite=False)  # (n,)
         covariance = process.between(begun.at, at)[:, 0] - begun.v @ v
         row = solve_triangular(begun.L, covariance, lower=True, check_finite=False) if len(covariance) else covariance
         pivot2 = process.signal + process.noise_at(at) + JITTER - float(v @ v) - float(row @ row)
         pivot = math.sqrt(max(pivot2, 1e-12))
-        V = (process.between(self._inputs, at)[:, 0] - v @ self._V - row @ begun.V) / pivot
+        V = (k[n:] - v @ self._V - row @ begun.V) / pivot
         self._reduced = self._reduced + V * V
         self._begun = begun.another(own, at, v, np.append(row, pivot), V)
-        self._free[self._places.get(own[0], [])] = False
-        self._best = min(self._best, float(process.mean(top)[0]))
+        places = self._places.get(own[0], [])
+        self._free[places] = False
+        mean = self._mean[places[0]] if places else process.mean(self._model.at_top(point[None], active[None]))[0]
+        self._best = min(self._best, float(mean))
 
     def _first_feasible(self, worth: Floats) -> int | None:
         """The place of the best that meets the space's constraints; it looks at few, for each calls the user's code."""
@@ -222,18 +230,8 @@ class Pool:
         return None
 
     def _belief(self, points: Floats, active: Bools) -> Floats:
-        """What the user's priors add to the acquisition of points (m, d): piBO, Hvarfner et al. 2022, eq. 6."""
-        if self._prior_weight == 0.0:
-            return np.zeros(len(points))
-        belief: Floats = self._prior_weight * self._space.log_prior(points, active)
-        return belief
-
-    def worth(self, point: Floats, active: Bools) -> Choice:
-        """What is expected of any point (d,), given the data and what was under way at the start."""
-        of = self._weighed(point[None], active[None])
-        deviation = self._deviation(of.reduced)
-        acquisition = self._acquisition.at(of.mean, deviation, self._base[1]) + self._belief(of.points, of.active)
-        return Choice(point, active, float(of.mean[0]), float(deviation[0]), float(acquisition[0]), self._base[1])
+        """What the user's priors add to the acquisition of points (m, d)."""
+        return prior.fading(self._known) * self._space.log_prior(points, active)
 
     # -------------------------------------------------------------------------------------------- the candidates
 
@@ -248,7 +246,7 @@ class Pool:
         drawn = [rng.random((RANDOM, len(space)))]
         if space.constraints:  # else there might be none that meets them
             drawn.append(space.encode_many([space.sample(rng) for _ in range(GUIDED)])[0])
-        if self._prior_weight:
+        if space.has_prior:
             drawn.append(space.encode_many([space.sample_prior(rng) for _ in range(GUIDED)])[0])
         sigmas = np.resize([0.02, 0.08, 0.25], len(elites))
         drawn.append(self._around(rng, np.array(list(elites.values())), PERTURBED // len(elites), sigmas, 0.5))

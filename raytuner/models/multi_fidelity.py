@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -116,6 +116,11 @@ class Outcomes:
         return True
 
     @property
+    def top(self) -> int:
+        """The highest rung of all."""
+        return int(self.untils.max())
+
+    @property
     def tried(self) -> int:
         """How many trials were heard of."""
         return len(self._heard)
@@ -176,17 +181,17 @@ def chosen(y: Floats, t: Floats, most: int, rng: np.random.Generator) -> Ints:
     return np.sort(np.concatenate([sure, rng.choice(others, most - len(sure), replace=False)]))
 
 
-def unscored(score: Floats, values: Floats, how: Values) -> Floats:
-    """The aligned values that have these scores (m,), among the ``values`` (n,) that `scores` were taken of; (m,)."""
+def unscored(values: Floats, how: Values) -> Callable[[Floats], Floats]:
+    """From scores (m,) back to aligned values (m,), among the ``values`` (n,) that `scores` were taken of."""
     if how == "rank":
-        order = np.sort(values)
-        return np.asarray(np.interp(ndtr(score) * len(values) - 0.5, np.arange(len(values)), order))
+        order, place = np.sort(values), np.arange(len(values))
+        return lambda score: np.asarray(np.interp(ndtr(score) * len(values) - 0.5, place, order))
     low, middle, high = values.min(), np.median(values), np.quantile(values, 0.8)
     if how == "log" and high > low:
         scale = float(middle - low) or float(high - low)
-        return np.asarray(low + scale * (np.exp(np.minimum(score, 700.0)) - 0.1))
+        return lambda score: np.asarray(low + scale * (np.exp(np.minimum(score, 700.0)) - 0.1))
     _, centre, deviation = standardised(np.minimum(values, high))
-    return centre + deviation * score
+    return lambda score: centre + deviation * score
 
 
 # ------------------------------------------------------------------------------------------------------- the model

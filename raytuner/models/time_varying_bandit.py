@@ -408,7 +408,7 @@ def encode(space: Space, config: Config) -> Point:
         elif isinstance(param.domain, Ordinal):
             if param.domain.contains(value):
                 x[j], active[j] = param.domain.encode(value), True
-        elif _is_number(value):
+        elif isinstance(param.domain, Numeric) and _is_number(value):
             x[j], active[j] = _coordinate(param.domain, value), True
     return Point(x, active)
 
