@@ -23,13 +23,10 @@ and, paired over problems and seeds, how much lower that of the whole is.
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import search_quality  # sets the number of threads: before NumPy
-from _problems import PROBLEMS
 from _search import SEARCHERS, nested
 
 import numpy as np  # isort: skip
@@ -166,15 +163,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one problem, one seed, two parts, a small budget")
     parser.add_argument("--schedulers", default="hyperband,promotion,asha")
     parser.add_argument("--parts", default=",".join(PARTS))
-    parser.add_argument("--problems", default=",".join(PROBLEMS))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--workers", default="8")
-    parser.add_argument("--budget", type=float, default=50.0)
-    parser.add_argument("--rig", type=Path)
-    parser.add_argument("--out", type=Path)
+    search_quality.add_options(parser, seeds=5, workers="8")
     given = parser.parse_args()
-    if given.rig:
-        sys.path.insert(0, str(given.rig))
     if given.quick:
         given.schedulers, given.parts, given.problems, given.seeds, given.budget = (
             "hyperband",
@@ -184,18 +174,8 @@ def main() -> None:
             10.0,
         )
     SEARCHERS.update(PARTS)
-    problems = given.problems.split(",")
-    for workers in map(int, given.workers.split(",")):
-        for scheduler in given.schedulers.split(","):
-            optimisers = [f"{name}+{scheduler}" for name in ("bohb", *given.parts.split(","))]
-            cells = [
-                (problem, optimiser, seed, workers)
-                for seed in range(given.seeds)
-                for problem in problems
-                for optimiser in optimisers
-            ]
-            found, _ = search_quality.run(cells, given.budget, given.out)
-            search_quality.show(found, problems, optimisers, workers)
+    for scheduler in given.schedulers.split(","):
+        search_quality.compare(given, [f"{name}+{scheduler}" for name in ("bohb", *given.parts.split(","))])
 
 
 if __name__ == "__main__":

@@ -238,28 +238,21 @@ def tables(comparisons: Sequence[Comparison], libraries: Mapping[str, str]) -> d
     return {"quality": "\n\n".join([f"With {named}.", *parts])}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--quick", action="store_true", help="two problems, two seeds, a small budget, one worker")
-    parser.add_argument("--list", action="store_true", help="the names of problems, searchers and schedulers")
-    parser.add_argument("--optimisers", default=",".join(DEFAULT))
+def add_options(parser: argparse.ArgumentParser, seeds: int, workers: str) -> None:
+    """What is run, and where that is kept."""
     parser.add_argument("--problems", default=",".join(PROBLEMS))
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--workers", default="1,8")
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--workers", default=workers)
     parser.add_argument("--budget", type=float, default=50.0)
     parser.add_argument("--rig", type=Path)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--write", action="store_true", help="write docs/search.md and docs/search.svg")
-    given = parser.parse_args()
-    if given.list:
-        print("problems:", *PROBLEMS, "\nsearchers:", *SEARCHERS, "\nschedulers:", *SCHEDULERS)
-        return
-    if given.rig:
+
+
+def compare(given: argparse.Namespace, optimisers: Sequence[str]) -> tuple[list[Comparison], dict[str, str]]:
+    """Run what the options say, and print it; with the libraries that were used."""
+    if given.rig and str(given.rig) not in sys.path:
         sys.path.insert(0, str(given.rig))
-    if given.quick:
-        given.problems, given.optimisers, given.seeds = "branin,networks", "bohb+hyperband,kde+hyperband,random+full", 2
-        given.workers, given.budget = "1", 15.0
-    problems, optimisers = given.problems.split(","), given.optimisers.split(",")
+    problems = given.problems.split(",")
     workers = [int(each) for each in given.workers.split(",")]
     cells = [
         (problem, optimiser, seed, of)
@@ -269,7 +262,24 @@ def main() -> None:
         for optimiser in optimisers
     ]
     found, libraries = run(cells, given.budget, given.out)
-    comparisons = [show(found, problems, optimisers, of) for of in workers]
+    return [show(found, problems, optimisers, of) for of in workers], libraries
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--quick", action="store_true", help="two problems, two seeds, a small budget, one worker")
+    parser.add_argument("--list", action="store_true", help="the names of problems, searchers and schedulers")
+    parser.add_argument("--optimisers", default=",".join(DEFAULT))
+    add_options(parser, seeds=20, workers="1,8")
+    parser.add_argument("--write", action="store_true", help="write docs/search.md and docs/search.svg")
+    given = parser.parse_args()
+    if given.list:
+        print("problems:", *PROBLEMS, "\nsearchers:", *SEARCHERS, "\nschedulers:", *SCHEDULERS)
+        return
+    if given.quick:
+        given.problems, given.optimisers, given.seeds = "branin,networks", "bohb+hyperband,kde+hyperband,random+full", 2
+        given.workers, given.budget = "1", 15.0
+    comparisons, libraries = compare(given, given.optimisers.split(","))
     if given.write:
         write(DOCS / "search.md", tables(comparisons, libraries))
         draw(DOCS / "search.svg", comparisons)

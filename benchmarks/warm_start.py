@@ -119,14 +119,19 @@ class Tasks:
     """Targets by name, and tasks that are similar to one, others for another seed."""
 
     names: Sequence[str]
-    rig: bool
+    all_of_rig: tuple[str, ...] = ()
+    """Its data sets; none: the tasks are made of formulas."""
+
+    @property
+    def rig(self) -> bool:
+        return bool(self.all_of_rig)
 
     def target(self, name: str) -> Task:
         return _task(name, 0, self.rig)
 
     def similar(self, name: str, seed: int) -> list[Task]:
         if self.rig:
-            others = _alike(name, 0.6)
+            others = _alike(name, self.all_of_rig, 0.6)
             drawn = np.random.default_rng([seed, 7]).permutation(len(others))[:3]
             return [_task(others[i], 0, True) for i in drawn]
         return [_task(name, 1 + 3 * seed + i, False) for i in range(3)]
@@ -137,22 +142,19 @@ def _task(name: str, shift: int, rig: bool) -> Task:
     return lcbench(name) if rig else formula(name, shift)
 
 
-LCBENCH_ALL: Sequence[str] = ()
-
-
 @cache
-def _alike(name: str, least: float) -> list[str]:
+def _alike(name: str, names: tuple[str, ...], least: float) -> list[str]:
     """The other data sets whose values of 300 random configurations have a rank correlation of at least so much."""
     space = _task(name, 0, True).space
     configs = [space.sample(np.random.default_rng([9, i])) for i in range(300)]
-    values = {each: [_task(each, 0, True).value(config) for config in configs] for each in LCBENCH_ALL}
-    return [each for each in LCBENCH_ALL if each != name and stats.spearmanr(values[name], values[each])[0] >= least]
+    values = {each: [_task(each, 0, True).value(config) for config in configs] for each in names}
+    return [each for each in names if each != name and stats.spearmanr(values[name], values[each])[0] >= least]
 
 
-def tasks_of_rig(rig: Path) -> Sequence[str]:
+def tasks_of_rig(rig: Path) -> tuple[str, ...]:
     """The names of its data sets."""
     encoding = json.loads((rig / "data" / "lcbench" / "encoding.json").read_text())
-    return [name for name in encoding["OpenML_task_id"] if name.isdigit()]
+    return tuple(name for name in encoding["OpenML_task_id"] if name.isdigit())
 
 
 # --------------------------------------------------------------------------------------------------- the old studies
@@ -281,7 +283,6 @@ def firsts(found: dict[Cell, Any], name: str, start: str, seeds: int, level: flo
 
 
 def main() -> None:
-    global LCBENCH_ALL
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="one task, three seeds, fewer trials")
     parser.add_argument("--tasks")
@@ -293,11 +294,10 @@ def main() -> None:
     given = parser.parse_args()
     if given.rig:
         sys.path.insert(0, str(given.rig))
-        LCBENCH_ALL = tasks_of_rig(given.rig)
     if given.quick:
         given.tasks, given.starts, given.seeds, given.trials = "branin", "cold,similar,negated", 3, 16
     names = given.tasks.split(",") if given.tasks else LCBENCH if given.rig else FORMULAS
-    tasks, starts = Tasks(names, given.rig is not None), given.starts.split(",")
+    tasks, starts = Tasks(names, tasks_of_rig(given.rig) if given.rig else ()), given.starts.split(",")
     if starts[0] != "cold":
         starts = ["cold", *starts]
     found = run(tasks, starts, given.seeds, given.trials, given.out)
