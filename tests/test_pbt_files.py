@@ -433,7 +433,7 @@ def test_a_hundred_exploits_while_everything_dies(synch: bool, fast_path: Path, 
 @pytest.mark.chaos
 @pytest.mark.timeout(600)
 def test_a_thousand_exploits_while_everything_dies(tmp_path: Path, nursery: Nursery, fate: Fate) -> None:
-    case = Case(population(), steps=440, slots=5, odds=0.015, gap=500)
+    case = Case(population(), steps=500, slots=5, odds=0.015, gap=500)
     assert play(case, tmp_path / "study", nursery, fate).forks >= 1000
 
 
