@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from raytuner.checkpoints import CheckpointConfig as CheckpointConfig
     from raytuner.curves import Recorded as Recorded
     from raytuner.curves import Shape as Shape
+    from raytuner.extension import Extension as Extension
     from raytuner.folder import StudyInUse as StudyInUse
     from raytuner.history import History as History
     from raytuner.models.transfer import portfolio as portfolio
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 _HOME = {
     "raytuner.checkpoints": ["Checkpoint", "CheckpointConfig"],
     "raytuner.curves": ["Recorded", "Shape"],
+    "raytuner.extension": ["Extension"],
     "raytuner.folder": ["StudyInUse"],
     "raytuner.history": ["History"],
     "raytuner.models.transfer": ["portfolio"],

@@ -23,6 +23,7 @@ from raytuner.events import (
     Drop,
     Ended,
     Event,
+    Extended,
     Failed,
     Finish,
     Loaded,
@@ -82,6 +83,8 @@ Listener = Callable[[Study, Sequence[Row], Sequence[Reports]], None]
 class Driver:
     """Runs a study to its end, from wherever its record stands.
 
+    ``extension``: is recorded and handled when it runs; the searcher is that of the space it says.
+
     Raises `ReplayDiffers` at construction if the study cannot have taken the recorded decisions.
     """
 
@@ -96,9 +99,11 @@ class Driver:
         watch: Watch | None = None,
         budget: TimeBudget | None = None,
         remedies: Remedies | None = None,
+        extension: Extended | None = None,
     ) -> None:
         self._study = study
         self._remedies = remedies
+        self._extension = extension
         self._searcher = searcher
         self._journal = journal
         self._shelf = shelf
@@ -128,8 +133,11 @@ class Driver:
         """
         referenced = {(trial, step) for trial, steps in self._study.checkpoints.items() for step in steps}
         self._shelf.sweep(referenced)
-        if self._study.finished is None or not self._study.finished.complete:
-            self._turn([Opened(self._clock.now(), self._epoch + 1)], executor, owed=list(self._owed.values()))
+        opened: list[Event] = [Opened(self._clock.now(), self._epoch + 1)]
+        if self._extension is not None:
+            self._turn([*opened, self._extension], executor, owed=list(self._owed.values()))
+        elif self._study.finished is None or not self._study.finished.complete:
+            self._turn(opened, executor, owed=list(self._owed.values()))
         while self._study.finished is None:
             due = self._stop(asked()) or self._tick()
             self._turn([due] if due else executor.wait(tick_s), executor)
@@ -265,8 +273,12 @@ class Driver:
         """Put the study and the searcher where the record ends; return its last epoch."""
         epoch = 0
         recorded = list(events_of(self._journal.rows()))
+        # The searcher of another space was made anew, and told what had happened, but not what another had answered.
+        anew = [place for place, (event, _) in enumerate(recorded) if isinstance(event, Extended) and event.respaced]
+        if self._extension is not None and self._extension.respaced:
+            anew.append(len(recorded))
         answers: dict[int, deque[Answer]] = {}
-        for event, _ in recorded:
+        for event, _ in recorded[anew[-1] if anew else 0 :]:
             if isinstance(event, Proposed):
                 answers.setdefault(event.trial, deque()).append(event.answer)
         for event, decisions in recorded:

@@ -147,7 +147,23 @@ class StopAsked:
     for_good: bool = False
 
 
-Event = Opened | Slots | Proposed | Reported | Checkpointed | Loaded | Ended | Failed | Ticked | StopAsked
+@dataclass(frozen=True, slots=True)
+class Extended:
+    """The user has the study go on beyond what was planned (`raytuner.extension`).
+
+    ``trials``: how many are started, all in all (None: as many as the searcher has configurations for). ``max_t``: the
+    scheduler's new last rung, if it has one. ``respaced``: the searcher was made anew, for another space. ``changes``:
+    what differs from ``study.json`` from now on.
+    """
+
+    at: float
+    trials: int | None
+    max_t: int | None
+    respaced: bool
+    changes: Mapping[str, Any]
+
+
+Event = Opened | Slots | Proposed | Reported | Checkpointed | Loaded | Ended | Failed | Ticked | StopAsked | Extended
 
 # ------------------------------------------------------------------------------------------------------- commands
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from raytuner.actions import Answer
-from raytuner.events import Ask, Event, Proposed, Tell
+from raytuner.events import Ask, Event, Extended, Proposed, Tell
 from raytuner.protocols import Searcher
 
 if TYPE_CHECKING:
@@ -65,8 +65,9 @@ class Explanation:
 def remembered(rows: Sequence[Row], study: Study, searcher: Searcher) -> Searcher:
     """A fresh searcher, once it was told what a record holds. ``study``: a fresh one, to read it with."""
     events = [row for row in rows if isinstance(row, Event)]
+    anew = [place for place, event in enumerate(events) if isinstance(event, Extended) and event.respaced]
     answers: dict[int, deque[Answer]] = {}
-    for event in events:
+    for event in events[anew[-1] if anew else 0 :]:
         if isinstance(event, Proposed):
             answers.setdefault(event.trial, deque()).append(event.answer)
     for event in events:

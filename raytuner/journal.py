@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raytuner.actions import Answer, Exhausted, Fork, Proposal, Resume, Start, Wait
 from raytuner.durable import make_folders, sync_file, sync_folder
@@ -31,6 +32,7 @@ from raytuner.events import (
     Drop,
     Ended,
     Event,
+    Extended,
     Failed,
     Finish,
     How,
@@ -48,7 +50,7 @@ from raytuner.segments import DamagedSegment, SegmentWriter, Turn, read_segment,
 from raytuner.space import pack, unpack
 from raytuner.trial import Failure, Report, Reports, Slot, State, Why
 
-FORMAT = 2
+FORMAT = 3
 
 JOURNAL = pa.schema(
     [
@@ -62,7 +64,9 @@ JOURNAL = pa.schema(
         pa.field("level", pa.float64()),  # value of the time attribute
         pa.field("spent", pa.float64()),  # seconds of slot time
         pa.field("source", pa.int64()),  # fork: the trial it continues; loaded: the checkpoint's
-        pa.field("number", pa.int64()),  # opened: epoch; slots: number; finish, stop_asked: 1 for good; fork: replaces
+        pa.field(
+            "number", pa.int64()
+        ),  # opened: epoch; slots, extended: how many; finish, stop_asked: 1 for good; fork: replaces
         pa.field("what", pa.string()),  # ended: how; failed: failure; over: state; proposed: kind of answer
         pa.field("why", pa.string()),  # over: the reason's name
         pa.field("config", pa.string()),  # proposed, start, fork: JSON
@@ -235,6 +239,15 @@ def is_complete(root: Path) -> bool:
     if not (isinstance(rows[-1], Finish) and rows[-1].complete):
         return False
     return not turns[-1].joint or bool(read(root).rows[-1:] == rows[-1:])  # its other half may be missing
+
+
+def extensions(root: Path) -> list[Extended]:
+    """How a study was extended since it began, in order. Only a column of its record is looked at, if it was not."""
+    found = []
+    for turn in _Table(root / "journal").read()[0]:
+        if pc.any(pc.equal(turn.batch.column("kind"), "extended")).as_py():
+            found += [row for row in _rows([turn]) if isinstance(row, Extended)]
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -547,6 +560,9 @@ def _encode(row: Row) -> dict[str, Any]:
             return {"kind": "ticked", "at": at}
         case StopAsked(at, reason, for_good):
             return {"kind": "stop_asked", "at": at, "text": _utf8(reason), "number": int(for_good)}
+        case Extended(at, trials, max_t, respaced, changes):
+            further = {"max_t": max_t, "respaced": respaced, "changes": dict(changes)}
+            return {"kind": "extended", "at": at, "number": trials, "data": _json(further)}
         case Start(trial, until, config):
             given = {} if config is None else {"config": _json(dict(config))}
             return {"kind": "start", "trial": trial, "until": until, **given}
@@ -607,6 +623,8 @@ def _known(row: Mapping[str, Any]) -> Row:
             return Ticked(at)
         case "stop_asked":
             return StopAsked(at, row["text"], bool(row["number"]))
+        case "extended":
+            return Extended(at, row["number"], **_value(row["data"]))
         case "start":
             return Start(trial, row["until"], _value(row["config"]) if row["config"] else None)
         case "resume":

@@ -104,6 +104,17 @@ class Ledger(Mapping[int, Entry]):
             del self._live[trial]
         return entry
 
+    def revive(self, trial: int) -> Entry:
+        """A trial that was done is paused instead: only an extended study has such."""
+        entry = self._entries.get(trial)
+        if entry is None or entry.state is not State.DONE:
+            raise IllegalChange(f"trial {trial} is not done, and cannot go on from there")
+        self._counts[State.DONE] -= 1
+        self._counts[State.PAUSED] += 1
+        entry.state = State.PAUSED
+        self._live[trial] = entry
+        return entry
+
     @property
     def live(self) -> Mapping[int, Entry]:
         """The trials that are not over."""

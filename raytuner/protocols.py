@@ -9,7 +9,7 @@ machines: the same calls in the same order give the same answers, in another pro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from raytuner.actions import Action, Answer, Stop
 from raytuner.events import Event
@@ -56,6 +56,29 @@ class Scheduler(Protocol):
 
         Who must go, now that this is known? After this `next` must not answer `Start`. May be called more than once.
         """
+
+
+@runtime_checkable
+class Reopening(Protocol):
+    """A scheduler whose study can be given more trials."""
+
+    def reopen(self) -> None:
+        """More trials can be started after all, whether or not `close` was called."""
+
+
+def can_reopen(scheduler: Scheduler) -> bool:
+    """Whether a scheduler's study can be given more trials; one around another (its ``inner``) as that one's can."""
+    inner: Scheduler | None = getattr(scheduler, "inner", None)
+    return isinstance(scheduler, Reopening) and (inner is None or can_reopen(inner))
+
+
+@runtime_checkable
+class Extensible(Protocol):
+    """A scheduler whose study can be given more steps."""
+
+    def extend(self, max_t: int) -> Sequence[int]:
+        """The last rung is farther. Returns trials that were done at what was the last before, and go on from there:
+        `next` resumes them."""
 
 
 class SearchAlgorithm(Protocol):

@@ -294,6 +294,7 @@ def _results(folder: Folder, record: Record) -> list[Result]:
             case Resume(trial, until):
                 rungs[trial] = until
                 paused.discard(trial)
+                over.pop(trial, None)  # in an extended study
             case Checkpointed(trial=trial, step=step, metrics=metrics):
                 checkpoints.setdefault(trial, {})[step] = metrics
             case Drop(trial, step):

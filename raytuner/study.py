@@ -25,6 +25,7 @@ from raytuner.events import (
     Drop,
     Ended,
     Event,
+    Extended,
     Failed,
     Finish,
     How,
@@ -43,7 +44,7 @@ from raytuner.events import (
 )
 from raytuner.ledger import Entry, IllegalChange, Ledger
 from raytuner.objective import Objective
-from raytuner.protocols import Scheduler
+from raytuner.protocols import Extensible, Reopening, Scheduler
 from raytuner.retry import Retries, fingerprint, merged
 from raytuner.trial import Config, Failure, Lease, Observation, Slot, State, Trial, Why
 
@@ -140,6 +141,8 @@ class Study:
                 self._failed(event)
             case StopAsked():
                 self._stop_asked(event.reason, event.for_good)
+            case Extended():
+                self._extended(event)
             case Loaded() | Ticked():
                 pass
             case _:
@@ -312,6 +315,21 @@ class Study:
         failed = self.ledger.counts()[State.FAILED]
         if self._same == failed:
             self._stop_asked(f"the first {failed} trials all failed in the same way:\n{event.message}")
+
+    def _extended(self, event: Extended) -> None:
+        """The study goes on beyond what was planned, perhaps beyond its end."""
+        if event.trials is not None and event.trials < self._starts:
+            raise IllegalChange(f"{self._starts} trials were started, and no more than {event.trials} are to be")
+        self._limit, self.finished, self._stopping = event.trials, None, None
+        if event.max_t is not None:
+            if not isinstance(self._scheduler, Extensible):
+                raise IllegalChange("the scheduler cannot be given more steps")
+            for trial in self._scheduler.extend(event.max_t):
+                self.ledger.revive(trial)
+        if self._limit is None or self._starts < self._limit:
+            if not isinstance(self._scheduler, Reopening):
+                raise IllegalChange("the scheduler cannot be given more trials")
+            self._scheduler.reopen()
 
     def _stop_asked(self, reason: str, for_good: bool = False) -> None:
         self._stopping = Finish(for_good, reason)

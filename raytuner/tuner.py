@@ -24,12 +24,19 @@ import numpy as np
 
 from raytuner.budget import TimeBudget
 from raytuner.checkpoints import CheckpointConfig, Janitor, Store
+from raytuner.extension import EXTENDABLE, Extension, check_possible, extended, longer
 from raytuner.folder import Folder, Lock, NoStudy
 from raytuner.interrupts import Interrupts
 from raytuner.objective import Objective
 from raytuner.protocols import SchedulingPolicy, SearchAlgorithm
 from raytuner.retry import Remedies, Retries
-from raytuner.schedulers import SCHEDULERS, FIFOScheduler, PopulationBasedTrainingReplay, ResourceChangingScheduler
+from raytuner.schedulers import (
+    SCHEDULERS,
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    PopulationBasedTrainingReplay,
+    ResourceChangingScheduler,
+)
 from raytuner.schedulers.explore import built, completed
 from raytuner.searchers import SEARCHERS, GridSearch, RandomSearch, SobolSearch
 from raytuner.searchers.given_points import GivenPoints, Point
@@ -42,7 +49,7 @@ from raytuner.trial import Config, Slot
 from raytuner.work import Work
 
 if TYPE_CHECKING:
-    from raytuner.events import Finish
+    from raytuner.events import Extended, Finish
     from raytuner.executors.inline import Inline
     from raytuner.executors.ray_actors import RayActors
     from raytuner.explanation import Explanation
@@ -282,6 +289,22 @@ class Tuner:
         storage = Path(self._run.storage_path or _STORAGE).expanduser().absolute()
         name = self._run.name or f"{name_of(self._train)}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
         self._folder = Folder(storage / name)
+        self._changes: dict[str, Any] = {}  # by which it is to be extended
+
+    def _extend(self) -> None:
+        """Have the study in the folder go on beyond what was planned; refuse what it cannot be extended by."""
+        was, described = self._recorded(), self._describe()
+        self._changes = {name: described[name] for name in EXTENDABLE if described[name] != was[name]}
+        given = bool(self._config.points_to_evaluate)
+        check_possible(was, self._changes, self._scheduler, isinstance(self._searcher, GridSearch), given)
+
+    @property
+    def _pending(self) -> dict[str, Any]:
+        """By what the study is to be extended that it was not yet."""
+        if not self._changes:
+            return {}
+        recorded = self._recorded()
+        return {name: value for name, value in self._changes.items() if recorded[name] != value}
 
     def fit(self) -> ResultGrid:
         """Run the study, or what is left of it, and return its results.
@@ -297,7 +320,7 @@ class Tuner:
 
         with Lock(self._folder.root):
             seed = self._known_seed()
-            if seed is None or not is_complete(self._folder.root):
+            if seed is None or self._pending or not is_complete(self._folder.root):
                 self._live(seed)
         return ResultGrid(self._folder.root)
 
@@ -368,6 +391,7 @@ class Tuner:
                 Watch(next(self._stop_rules)) if is_rule(self._run.stop) else None,
                 budget,
                 None if (on_oom := self._run.failure_config.on_oom) is None else Remedies(on_oom),
+                self._extension(clock.now()),
             )
 
             def drive() -> Finish:
@@ -479,13 +503,14 @@ class Tuner:
         path: str | Path,
         trainable: Callable[..., Any] | type | Bound | Reserved,
         *,
-        param_space: Mapping[str, Any] | None = None,
+        param_space: Mapping[str, Any] | Space | None = None,
         tune_config: TuneConfig | None = None,
         run_config: RunConfig | None = None,
         constraints: Sequence[Constraint] | None = None,
+        extend: Extension | None = None,
         executor: str = "ray",
     ) -> Tuner:
-        """The study in a folder, to `fit` what is left of it.
+        """The study in a folder, to `fit` what is left of it, or more than that if it is to ``extend``.
 
         Its space and settings are read from the folder. ``param_space`` is needed again where it holds functions or
         objects, ``constraints`` where there are any, ``tune_config`` where the searcher or the scheduler is not one of
@@ -493,14 +518,22 @@ class Tuner:
         What `RunConfig` says of where the study is, how it retries and what it keeps is the study's own; the rest is as
         given here.
         """
+        from raytuner.journal import extensions
+
         folder = Folder(Path(path).expanduser().absolute())
-        what = folder.read()
+        what = extended(folder.read(), extensions(folder.root))
+        if extend is not None:
+            if param_space is not None and extend.param_space is not None:
+                raise ValueError("param_space is given twice: what replaces it belongs into extend")
+            param_space = extend.param_space if extend.param_space is not None else param_space
         run = run_config or RunConfig()
         stop: Any = what["stop"]
         if isinstance(stop.get("function"), str):  # a metric of this name has a number
             if not is_rule(run.stop):
                 raise ValueError(f"run_config=RunConfig(stop=…) must be given again: the study's is {stop['function']}")
             stop = run.stop
+        if extend is not None and extend.stop is not None:
+            stop = dict(extend.stop)
         run = replace(
             run,
             name=folder.name,
@@ -523,6 +556,12 @@ class Tuner:
         )
         if constraints is not None:
             config = replace(config, constraints=constraints)
+        if extend is not None:
+            config = replace(
+                config,
+                num_samples=extend.num_samples or config.num_samples,
+                scheduler=config.scheduler if extend.max_t is None else longer(config.scheduler, extend.max_t),
+            )
         known = isinstance(param_space, Space) and param_space.constraints
         if (names := what.get("constraints")) and not known and not config.constraints:
             raise ValueError(f"constraints=… must be given again: the study's are {', '.join(names)}")
@@ -534,26 +573,46 @@ class Tuner:
         if param_space is None and (names := list(_objects(what["space"]))):
             raise ValueError(f"param_space must be given again: the study's holds objects, at {', '.join(names)}")
         space = Space.from_json(what["space"]) if param_space is None else param_space
-        return cls(trainable, param_space=space, tune_config=config, run_config=run, executor=executor)
+        tuner = cls(trainable, param_space=space, tune_config=config, run_config=run, executor=executor)
+        if extend is not None:
+            tuner._extend()
+        return tuner
 
     # ------------------------------------------------------------------------------------------------- its parts
 
     @property
     def _trials(self) -> int | None:
         """How many trials will be started, if that is known."""
-        if self._config.num_samples == -1:
+        return self._trials_of(self._config.num_samples)
+
+    def _trials_of(self, num_samples: int) -> int | None:
+        if num_samples == -1:
             return None
-        if not self._on_grid:
-            return self._config.num_samples
-        return self._config.num_samples * len(self._space.grid_points) + self._given
+        return num_samples * len(self._space.grid_points) + self._given if self._on_grid else num_samples
+
+    def _extension(self, at: float) -> Extended | None:
+        """The event by which the study is extended, if it is to be."""
+        from raytuner.events import Extended
+
+        if not (pending := self._pending):
+            return None
+        top = getattr(self._scheduler, "max_t", None) if "scheduler" in pending else None
+        return Extended(at, self._trials, top, "space" in pending, pending)
 
     def _study(self, seed: int) -> Study:
+        """The study as it began: extensions of it are events."""
         from raytuner.study import Study
 
+        scheduler, trials = self._scheduler, self._trials
+        if self._folder.exists():
+            began = self._folder.read()
+            trials = self._trials_of(began["num_samples"])
+            if began["scheduler"] != spell(scheduler, SCHEDULERS) and isinstance(scheduler, AsyncHyperBandScheduler):
+                scheduler = make(began["scheduler"], SCHEDULERS)
         return Study(
             self._objective,
-            built(self._scheduler, seed, self._space.feasible if self._space.constraints else None),
-            self._trials,
+            built(scheduler, seed, self._space.feasible if self._space.constraints else None),
+            trials,
             Retries(self._run.failure_config.max_failures, max_same=self._max_same),
             self._run.checkpoint_config,
             bool(self._run.failure_config.fail_fast),
@@ -573,7 +632,7 @@ class Tuner:
         """The seed of the study in the folder, None if there is none; ValueError if it is another study."""
         if not self._folder.exists():
             return None
-        what, known = self._describe(), {**_ABSENT, **self._folder.read()}
+        what, known = self._describe(), {**_ABSENT, **self._recorded(), **self._changes}
         for name, registry in (("search_alg", SEARCHERS), ("scheduler", SCHEDULERS)):
             known[name] = current(known.get(name), registry)
         differences = []
@@ -593,10 +652,17 @@ class Tuner:
         if differences:
             raise ValueError(
                 f"{self._folder.root} holds another study: {'; '.join(differences)}. "
-                "Give the new study another name, or delete the folder"
+                "Give the new study another name, or delete the folder. A study can be extended, by more trials for "
+                "example: see raytuner.Extension"
             )
         assert isinstance(seed, int)
         return seed
+
+    def _recorded(self) -> dict[str, Any]:
+        """What the study in the folder is, as it was extended."""
+        from raytuner.journal import extensions
+
+        return extended(self._folder.read(), extensions(self._folder.root))
 
     def _begin(self) -> int:
         """Begin the study in its folder; its seed."""

@@ -18,7 +18,7 @@ and brackets are the same.
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ import numpy as np
 
 from raytuner.actions import Action, Done, Resume, Start, Stop, Wait
 from raytuner.schedulers.asha_promotion import PromotingAsha
-from raytuner.schedulers.rungs import check_mode, rising, whole
+from raytuner.schedulers.rungs import check_mode, further, rising, whole
 from raytuner.trial import END, Observation, Why
 
 
@@ -110,8 +110,9 @@ class Asha:
         self._steps = steps
         self._eta = eta
         self._deal = deal
-        # The results at each rung of each bracket, best first.
-        self._results: list[list[list[float]]] = [[[] for _ in steps[:-1]] for _ in range(deal.brackets)]
+        # The results at each rung of each bracket, best first; and those of the last that could go on.
+        self._results: list[list[list[float]]] = [[[] for _ in steps] for _ in range(deal.brackets)]
+        self._done: list[list[tuple[float, int]]] = [[] for _ in range(deal.brackets)]
         self._started = 0
         self._running: dict[int, Lease] = {}
         self._ready: OrderedDict[int, Lease] = OrderedDict()  # passed a rung, and wait to be resumed
@@ -153,15 +154,34 @@ class Asha:
             self._running.pop(trial, None)
         return []
 
+    def reopen(self) -> None:
+        self._closed = False
+
+    def extend(self, max_t: int) -> list[int]:
+        """More steps: the last rung becomes one like the others, with the results that it has."""
+        top = len(self._steps) - 1
+        self._steps = further(self._steps, max_t, self._eta)
+        revived = []
+        for bracket, results in enumerate(self._results):
+            results += [[] for _ in self._steps[len(results) :]]
+            for value, trial in sorted(self._done[bracket]):
+                if bisect_left(results[top], value) * self._eta < len(results[top]):
+                    self._ready[trial] = Lease(bracket, top + 1)
+                    revived.append(trial)
+            self._done[bracket] = []
+        return revived
+
     def _verdict(self, seen: Observation, lease: Lease, rung: int) -> Why | None:
         """Why the trial must go, or None; takes note of its result."""
         if seen.value is None:
             return Why.NO_VALUE
         if rung < lease.rung:
             return None  # it ended on the way: its last rung has its result already
-        if rung == len(self._steps) - 1:
-            return Why.FULL_BUDGET
         results = self._results[lease.bracket][rung]
         better = bisect_right(results, seen.value)
         insort(results, seen.value)
+        if rung == len(self._steps) - 1:
+            if not seen.ended:
+                self._done[lease.bracket].append((seen.value, seen.trial))
+            return Why.FULL_BUDGET
         return None if better * self._eta < len(results) else Why.NO_PROMISE

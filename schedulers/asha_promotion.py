@@ -20,12 +20,14 @@ Where the paper is silent, or lets more through:
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 from raytuner.actions import Action, Done, Resume, Start, Stop, Wait
+from raytuner.schedulers.rungs import further
 from raytuner.trial import Observation, Why
 
 if TYPE_CHECKING:
@@ -69,11 +71,18 @@ class PromotingAsha:
         self._from_the_top = [rungs[height] for height in reversed(range(len(steps) - 1)) for rungs in self._rungs]
         self._started = 0
         self._running: dict[int, Rung] = {}  # trial to the rung that it is on its way to
+        self._done: list[list[tuple[float, int]]] = [
+            [] for _ in range(deal.brackets)
+        ]  # at the last rung; (value, trial)
+        self._revived: deque[tuple[int, Rung]] = deque()  # of these, and the rung that they go on to
         self._paused: set[int] = set()
         self._farthest = 0  # the highest rung that a trial ended well at, or on the way to
         self._closed = False
 
     def next(self) -> Action:
+        if self._revived:
+            trial, rung_above = self._revived.popleft()
+            return Resume(trial, self._run(trial, rung_above.bracket, rung_above.height))
         rung = self._promoting()
         if rung is not None:
             _, _, trial = heappop(rung.paused)
@@ -86,6 +95,26 @@ class PromotingAsha:
             bracket = self._deal.bracket(trial)
             return Start(trial, self._run(trial, bracket, min(bracket, len(self._steps) - 1)))
         return Wait() if self._running else Done()
+
+    def reopen(self) -> None:
+        self._closed = False
+
+    def extend(self, max_t: int) -> list[int]:
+        """More steps: the last rung becomes one like the others, and promotes its best at once, at least one."""
+        top = len(self._steps) - 1
+        self._steps = further(self._steps, max_t, self._eta)
+        heights = range(len(self._steps))
+        revived = []
+        for bracket, rungs in enumerate(self._rungs):
+            rungs += [Rung(bracket, height) for height in heights[len(rungs) :]]
+            places = max(1, len(rungs[top].results) // self._eta)
+            best = sorted(self._done[bracket])[:places]
+            rungs[top].promoted = len(best)
+            self._revived += [(trial, rungs[top + 1]) for _, trial in best]
+            revived += [trial for _, trial in best]
+            self._done[bracket] = []
+        self._from_the_top = [rungs[height] for height in reversed(heights[:-1]) for rungs in self._rungs]
+        return revived
 
     def judge(self, seen: Observation) -> list[Stop]:
         if seen.ended and seen.trial in self._paused:
@@ -118,11 +147,13 @@ class PromotingAsha:
         if height < rung.height:  # it ended on the way: its last rung has its result already
             self._farthest = max(self._farthest, height + 1)
             return None
-        if height == len(self._steps) - 1:
-            self._farthest = height
-            return Why.FULL_BUDGET
         reached = self._rungs[rung.bracket][height]
         turn = reached.add(seen.value)
+        if height == len(self._steps) - 1:
+            self._farthest = height
+            if not seen.ended:
+                self._done[rung.bracket].append((seen.value, seen.trial))
+            return Why.FULL_BUDGET
         if seen.ended:
             self._farthest = max(self._farthest, height)
         else:
@@ -144,7 +175,7 @@ class PromotingAsha:
 
     def _settle(self) -> list[Stop]:
         """Stop the paused trials, if none of them will ever go on."""
-        if not self._closed or self._running or self._promoting() is not None:
+        if not self._closed or self._running or self._revived or self._promoting() is not None:
             return []
         stops = [Stop(trial, Why.NOT_PROMOTED) for trial in sorted(self._paused)]
         self._paused.clear()

@@ -46,3 +46,6 @@ class Fifo:
         self._closed = True
         self._running.difference_update(unserved)
         return []
+
+    def reopen(self) -> None:
+        self._closed = False

@@ -148,6 +148,12 @@ class Hyperband:
                 touched.append(halving)
         return [stop for halving in touched for stop in self._settle(halving)]
 
+    def reopen(self) -> None:
+        if self._closed:
+            self._closed = False
+            if self._filling.rung or not self._filling.awaited:  # it was settled as it was
+                self._filling = self._open()
+
     def _start(self) -> Start:
         if not self._filling.vacant:
             self._filling = self._open()

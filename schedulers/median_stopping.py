@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, cast
 
 from raytuner.actions import Action, Stop
-from raytuner.protocols import Scheduler, SchedulingPolicy
+from raytuner.protocols import Reopening, Scheduler, SchedulingPolicy
 from raytuner.schedulers.explore import Feasible, built
 from raytuner.schedulers.fifo import FIFOScheduler
 from raytuner.schedulers.rungs import check_mode, whole
@@ -223,7 +223,7 @@ class MedianStopping:
 
     def __init__(self, inner: Scheduler, curves: Curves, grace_period: float, least: int) -> None:
         self.forks = inner.forks
-        self._inner = inner
+        self.inner = inner
         self._curves = curves
         self._grace_period = grace_period
         self._least = least
@@ -231,22 +231,26 @@ class MedianStopping:
         self._over: set[int] = set()
 
     def next(self) -> Action:
-        return self._inner.next()
+        return self.inner.next()
 
     def judge(self, seen: Observation) -> list[Stop]:
         if seen.trial in self._over:
             return []
-        stops = [] if seen.running and not self._inner.every_report else self._bury(self._inner.judge(seen))
+        stops = [] if seen.running and not self.inner.every_report else self._bury(self.inner.judge(seen))
         if seen.ended:
             self._over.add(seen.trial)
         # The end of a lease repeats its last report.
         if self._note(seen) and seen.running and seen.trial not in self._over and self._hopeless(seen.trial):
             stops += self._bury([Stop(seen.trial, Why.NO_PROMISE)])
-            stops += self._bury(self._inner.judge(replace(seen, running=False, ended=True)))
+            stops += self._bury(self.inner.judge(replace(seen, running=False, ended=True)))
         return stops
 
     def close(self, unserved: Sequence[int] = ()) -> list[Stop]:
-        return self._bury(self._inner.close(unserved))
+        return self._bury(self.inner.close(unserved))
+
+    def reopen(self) -> None:
+        assert isinstance(self.inner, Reopening), "whoever extends a study asks before"
+        self.inner.reopen()
 
     def _bury(self, stops: Sequence[Stop]) -> list[Stop]:
         self._over.update(stop.trial for stop in stops)

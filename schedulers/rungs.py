@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import SupportsIndex
@@ -37,6 +38,16 @@ def rising(least: int, most: int, eta: int) -> list[int]:
         steps.append(least)
         least *= eta
     return [*steps, most]
+
+
+def further(steps: Sequence[int], max_t: int, eta: int) -> list[int]:
+    """Rungs beyond the last: where `rising` has them, and at ``max_t``."""
+    found, step = list(steps), steps[0]
+    while step < max_t:
+        if step > steps[-1]:
+            found.append(step)
+        step *= eta
+    return [*found, max_t]
 
 
 def brackets(least: int, most: int, eta: int) -> list[Bracket]:

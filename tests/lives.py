@@ -21,9 +21,9 @@ from raytuner.actions import Fork, Proposal, Resume, Start
 from raytuner.checkpoints import CheckpointConfig
 from raytuner.driver import Driver
 from raytuner.durable import sync_folder
-from raytuner.events import Ended, Event, Failed, Over, Proposed
+from raytuner.events import Ended, Event, Extended, Failed, Over, Proposed
 from raytuner.executors.simulate import Simulation, Workload, World
-from raytuner.journal import Journal, Row, read
+from raytuner.journal import Journal, Row, extensions, read
 from raytuner.objective import Objective
 from raytuner.protocols import SchedulingPolicy, SearchAlgorithm
 from raytuner.retry import Retries
@@ -119,6 +119,8 @@ class Case:
     slots: int = 5
     seed: int = 7
     checkpoint_config: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(num_to_keep=2))
+    extension: Extended | None = None  # recorded by the first driver that finds none
+    extended_space: Mapping[str, Any] | None = None
 
     def study(self) -> Study:
         return Study(
@@ -169,8 +171,9 @@ class Life:
         self.study = case.study()
         self.journal = Journal(root)
         record.resumed()
-        searcher = case.searcher.build(Space(case.space), case.seed)
-        self._driver = Driver(self.study, searcher, self, self, simulation)
+        searcher = case.searcher.build(Space(case.extended_space or case.space), case.seed)
+        pending = None if extensions(root) else case.extension
+        self._driver = Driver(self.study, searcher, self, self, simulation, extension=pending)
 
     def run_to_end(self) -> None:
         self._driver.run(self)
@@ -261,9 +264,11 @@ class Checks:
                 assert was == now or (was != was and now != now)
 
 
-def live_through(case: Case, root: Path, fate: Fate, gap: int | None, power: bool = False) -> tuple[list[Any], Checks]:
+def live_through(
+    case: Case, root: Path, fate: Fate, gap: int | None, power: bool = False, world: World | None = None
+) -> tuple[list[Any], Checks]:
     """Run a study to its end, dying on the way every 1 to ``gap`` moments (None: never); its decisions."""
-    world, checks = World(), Checks()
+    world, checks = world or World(), Checks()
     while True:
         fate.moments = fate.rng.randint(1, gap) if gap else None
         life = None

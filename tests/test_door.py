@@ -554,25 +554,28 @@ def actors() -> int:
 # ------------------------------------------------------------------------------------------------- what trials may say
 
 
+NOT_REPORTABLE = "raytuner.session.NotReportable: "
+
+
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        (3, "raytuner.session.NotReportable: report() takes a dict of metrics, got int: 3"),
-        ([("loss", 1)], "raytuner.session.NotReportable: report() takes a dict of metrics, got list: [('loss', 1)]"),
-        (None, "raytuner.session.NotReportable: report() takes a dict of metrics, got NoneType: None"),
+        (3, NOT_REPORTABLE + "report() takes a dict of metrics, got int: 3"),
+        ([("loss", 1)], NOT_REPORTABLE + "report() takes a dict of metrics, got list: [('loss', 1)]"),
+        (None, NOT_REPORTABLE + "report() takes a dict of metrics, got NoneType: None"),
         (
             {"loss": [1, 2]},
-            "raytuner.session.NotReportable: metric 'loss' must be a number, a string or a bool, got list: [1, 2]",
+            NOT_REPORTABLE + "metric 'loss' must be a number, a string or a bool, got list: [1, 2]",
         ),
         (
             {"loss": np.zeros(2)},
-            "raytuner.session.NotReportable: metric 'loss' must be a number, a string or a bool, got ndarray: array([0., 0.])",
+            NOT_REPORTABLE + "metric 'loss' must be a number, a string or a bool, got ndarray: array([0., 0.])",
         ),
         (
             {"loss": 1.0, "time": {"load": {1, 2}}},
-            "raytuner.session.NotReportable: metric 'time/load' must be a number, a string or a bool, got set: {1, 2}",
+            NOT_REPORTABLE + "metric 'time/load' must be a number, a string or a bool, got set: {1, 2}",
         ),
-        ({1: 2.0}, "raytuner.session.NotReportable: metric names must be strings, got 1"),
+        ({1: 2.0}, NOT_REPORTABLE + "metric names must be strings, got 1"),
     ],
 )
 def test_a_report_that_is_no_mapping_of_scalars(said: Any, message: str, tmp_path: Path) -> None:
