@@ -53,7 +53,7 @@ class Extension:
         for name, most in (self.stop or {}).items():
             if not isinstance(name, str) or isinstance(most, bool) or not isinstance(most, (int, float)):
                 raise ValueError(f"stop must hold metric names and numbers, got {name!r}: {most!r}")
-        if self == Extension():
+        if all(each is None for each in (self.num_samples, self.max_t, self.stop, self.param_space)):
             raise ValueError("an Extension must change num_samples, max_t, stop or param_space; nothing was given")
 
 
@@ -81,7 +81,9 @@ def check_possible(
         if not can_reopen(scheduler.build(0)):
             name = type(scheduler).__name__
             raise ValueError(f"num_samples cannot be extended under {name}: its members are there from the beginning")
-    if "scheduler" in changes and (now := changes["scheduler"]["max_t"]) < (before := was["scheduler"]["max_t"]):
+    tops = [each.get("scheduler", {}).get("args", {}).get("max_t", 0) for each in (was, changes)]
+    if "scheduler" in changes and tops[1] < tops[0]:
+        before, now = tops
         raise ValueError(f"max_t can only grow: the study has {before}, got {now}")
     if "stop" in changes and "function" in {**was["stop"], **changes["stop"]}:
         raise ValueError("stop cannot be replaced where it is, or would become, a rule that is code")

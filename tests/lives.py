@@ -121,6 +121,7 @@ class Case:
     checkpoint_config: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(num_to_keep=2))
     extension: Extended | None = None  # recorded by the first driver that finds none
     extended_space: Mapping[str, Any] | None = None
+    widest_space: Mapping[str, Any] | None = None  # which holds what is proposed before and after
 
     def study(self) -> Study:
         return Study(
@@ -132,7 +133,7 @@ class Case:
         )
 
     def workload(self) -> Workload:
-        space = Space(self.space)
+        space = Space(self.widest_space or self.space)
 
         def curve(trial: Trial, step: int) -> dict[str, Any]:
             chance = random.Random(f"{self.seed} {trial.id} {step}")
