@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from raytuner.folder import StudyInUse as StudyInUse
     from raytuner.history import History as History
     from raytuner.models.transfer import portfolio as portfolio
+    from raytuner.patience import StorageError as StorageError
     from raytuner.plan import Faults as Faults
     from raytuner.plan import Forecast as Forecast
     from raytuner.plan import simulate as simulate
@@ -55,6 +56,7 @@ _HOME = {
     "raytuner.folder": ["StudyInUse"],
     "raytuner.history": ["History"],
     "raytuner.models.transfer": ["portfolio"],
+    "raytuner.patience": ["StorageError"],
     "raytuner.plan": ["Faults", "Forecast", "simulate"],
     "raytuner.results": ["Result", "ResultGrid"],
     "raytuner.session": ["get_checkpoint", "get_context", "report", "should_checkpoint"],

@@ -33,9 +33,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from raytuner.durable import make_folders, sync_folder
+from raytuner.patience import Patience, StorageError, always
 
 _log = logging.getLogger(__name__)
 
@@ -291,8 +293,9 @@ class Janitor:
     """Deletes a store's checkpoints, in the order in which it is told to, in a thread of its own: that takes time. What
     it is told meanwhile it does together: then each trial's folder is brought to disk once."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, patience: Patience | None = None) -> None:
         self._store = store
+        self._patience = patience or Patience(0.0)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="raytuner-janitor")
         self._doomed: deque[tuple[int, int]] = deque()
 
@@ -302,12 +305,14 @@ class Janitor:
         self._thread.submit(self._delete)
 
     def sweep(self, referenced: Collection[tuple[int, int]]) -> list[str]:
-        """`Store.sweep`, when all that was told before is done."""
-        return self._thread.submit(self._store.sweep, referenced).result()
+        """`Store.sweep`, when all that was told before is done. Raises `StorageError`."""
+        sweep = partial(self._store.sweep, referenced)
+        return self._thread.submit(self._patience.through, sweep, self._store.root, always).result()
 
     def sweep_trial(self, trial: int, referenced: Collection[int]) -> list[str]:
-        """`Store.sweep_trial`, when all that was told before is done."""
-        return self._thread.submit(self._store.sweep_trial, trial, referenced).result()
+        """`Store.sweep_trial`, when all that was told before is done. Raises `StorageError`."""
+        sweep = partial(self._store.sweep_trial, trial, referenced)
+        return self._thread.submit(self._patience.through, sweep, self._store.root, always).result()
 
     def close(self) -> None:
         """Return when all is done."""
@@ -331,9 +336,9 @@ class Janitor:
 
     def _try(self, path: str, act: Callable[..., T], *args: Any) -> T | None:
         try:
-            return act(*args)
-        except OSError as error:
-            _log.warning("checkpoint %s could not be deleted: %s", path, error)
+            return self._patience.through(partial(act, *args), path)
+        except (StorageError, OSError) as error:
+            _log.warning("a checkpoint could not be deleted, and is left to the next sweep: %s", error)
             return None
 
 

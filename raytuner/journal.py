@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import count, pairwise
 from pathlib import Path
@@ -125,8 +127,8 @@ class Journal:
     def commit(self, rows: Sequence[Row], reports: Sequence[Reports]) -> None:
         """Write one turn; when this returns it is durable, whole. Nothing to write: nothing happens.
 
-        Rows that cannot be written raise before anything is. After a failed write (a full disk) this journal is of no
-        use any more: what stands in the files is unknown until they are opened, and so repaired, anew.
+        Rows that cannot be written raise before anything is. After a failed write (a full disk) nothing is written any
+        more: what stands in the files is unknown until they are opened anew, or `recover` cuts it off.
         """
         if self._broken:
             raise RuntimeError(f"an earlier turn could not be written to {self._events.folder.parent}; open it again")
@@ -142,8 +144,16 @@ class Journal:
         for table, batch in batches:
             table.append(batch, self.turn, joint=len(batches) == 2)
         self._sync([table for table, _ in batches])
+        for table, _ in batches:
+            table.note()
         self._broken = False
         self.turn += 1
+
+    def recover(self) -> None:
+        """After a failed write: cut off, durably, whatever that turn left, so that it can be written again."""
+        for table in (self._events, self._reports):
+            table.recover()
+        self._broken = False
 
     def _sync(self, tables: Sequence[_Table]) -> None:
         """Bring tables to disk. A file system that is asked for two at once often needs one flush for them; but a fast
@@ -272,6 +282,8 @@ class _Table:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._writer: SegmentWriter | None = None
+        self._number = 0  # of segments, with the writer's
+        self._kept = 0, 0  # segments, and bytes of the last of them, that are durable
 
     def segments(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*.arrow"))
@@ -296,7 +308,9 @@ class _Table:
     def append(self, batch: pa.RecordBatch, turn: int, joint: bool) -> None:
         if self._writer is None or self._writer.schema != batch.schema:
             self.close()
-            self._writer = SegmentWriter(self.folder / _segment(len(self.segments())), batch.schema)
+            number = len(self.segments())
+            self._writer = SegmentWriter(self.folder / _segment(number), batch.schema)
+            self._number = number + 1
             sync_folder(self.folder)
         self._writer.append(batch, turn, joint)
 
@@ -304,10 +318,34 @@ class _Table:
         assert self._writer is not None
         self._writer.sync()
 
+    def note(self) -> None:
+        """What was written is whole and durable."""
+        assert self._writer is not None
+        self._kept = self._number, self._writer.size
+
+    def note_found(self) -> None:
+        """What was found is whole and durable."""
+        segments = self.segments()
+        self._kept = len(segments), segments[-1].stat().st_size if segments else 0
+
+    def recover(self) -> None:
+        """Put it back to what it was at the last `note`, durably. What an fsync that failed was to write can be read,
+        and may yet never come to the disk: so all of it goes, whole or not."""
+        self.close()
+        number, size = self._kept
+        names = os.listdir(self.folder)
+        for name in names:
+            if name.endswith(".arrow") and name >= _segment(number):
+                (self.folder / name).unlink()
+        sync_folder(self.folder)
+        if number:
+            truncate(self.folder / _segment(number - 1), size)
+
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with suppress(OSError):  # what counts was brought to disk before
+                writer.close()
 
 
 def _segment(number: int) -> str:
@@ -352,6 +390,7 @@ def _repair(events: _Table, reports: _Table) -> tuple[list[Turn], list[Turn]]:
     for table in (events, reports):
         for last in table.segments()[-1:]:
             sync_file(last)  # its writer may have died before it could, and what follows will build on it
+        table.note_found()
     return found[0], found[1]
 
 

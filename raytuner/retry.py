@@ -34,3 +34,5 @@ class Retries:
                 return losses <= self.max_losses
             case Failure.NO_METRIC | Failure.NOT_FINITE | Failure.NO_RESOURCES:
                 return False
+            case Failure.STORAGE:  # no fault of the trial's
+                return True

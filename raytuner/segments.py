@@ -60,8 +60,14 @@ class SegmentWriter:
         # The schema is durable before the first batch follows: of all that may be torn there is then one message, the
         # last. Arrow's writer holds it back, and says it again with the first batch.
         self._said_again = marked.serialize().size
-        _write(self._file, _seal(marked.serialize().to_pybytes()))
-        self.sync()
+        self.size = 0
+        """Bytes of whole messages; a write that failed may have left more."""
+        try:
+            self._append(_seal(marked.serialize().to_pybytes()))
+            self.sync()
+        except BaseException:
+            os.close(self._file)
+            raise
 
     def append(self, batch: pa.RecordBatch, turn: int, joint: bool) -> None:
         """Write one batch; not durable before `sync`."""
@@ -69,7 +75,11 @@ class SegmentWriter:
         self._buffer.flush()
         raw = self._sink.take()[self._said_again :]
         self._said_again = 0
-        _write(self._file, _seal(raw))
+        self._append(_seal(raw))
+
+    def _append(self, message: bytes) -> None:
+        _write(self._file, message)
+        self.size += len(message)
 
     def sync(self) -> None:
         """Return when all that was appended is on the disk."""

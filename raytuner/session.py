@@ -19,20 +19,23 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from raytuner.checkpoints import MANIFEST, Checkpoint, DamagedCheckpoint, Store
 from raytuner.events import Ended, Failed, How, Loaded
 from raytuner.mailbox import Frame, Leases, Outbox, Said, row_of
 from raytuner.objective import AUTOMATIC, Objective
+from raytuner.patience import PATIENCE_S, Patience, StorageError, is_outage
 from raytuner.surroundings import Surroundings
 from raytuner.trial import Failure, Lease, Slot
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class TrialEnded(BaseException):
@@ -48,7 +51,7 @@ class Rules:
     (0: only at the ends of leases). ``grace_s``: how long an unwound function may take to return. ``objective``: the
     first report must hold its metric, and no report may hold one that cannot be ranked. ``checkpoint_at_end``: class
     trainables save where they end. ``chdir``: a working directory for each trial; ``stdout``, ``stderr``: files in it
-    for what it prints.
+    for what it prints. ``patience_s``: how long the storage may fail before the trial ends for that.
     """
 
     checkpoints: Path
@@ -62,6 +65,7 @@ class Rules:
     stdout: str | None = None
     stderr: str | None = None
     slot: Slot = field(default_factory=Slot)
+    patience_s: float = PATIENCE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,7 @@ class Session:
         self._leaves = leaves
         self._overdue = overdue
         self._store = Store(rules.checkpoints)
+        self._patience = Patience(self._patience_s)
         self._around = Surroundings(folder, rules.chdir, rules.stdout, rules.stderr)
         self._step = self._origin = lease.checkpoint or 0
         self._level = float(self._step) if rules.time_attr == "training_iteration" else -math.inf
@@ -231,9 +236,30 @@ class Session:
     def _publish(self, checkpoint: Checkpoint, step: int) -> str:
         if not isinstance(checkpoint, Checkpoint):
             raise TypeError(f"checkpoint must be a raytuner.Checkpoint, got {type(checkpoint).__name__}")
-        digest = self._store.publish(Path(checkpoint.path), self.lease.trial.id, step, self.lease.attempt)
-        self.checkpoint = Checkpoint(self._store.path(self.lease.trial.id, step))
+        source, trial, attempt = checkpoint.path, self.lease.trial.id, self.lease.attempt
+
+        def is_ours(error: OSError) -> bool:
+            """Whether it is the storage that fails, and not the user's own files."""
+            return is_outage(error) and not str(error.filename or "").startswith(source)
+
+        digest = self._through(
+            lambda: self._store.publish(source, trial, step, attempt), self._store.path(trial, step), is_ours
+        )
+        self.checkpoint = Checkpoint(self._store.path(trial, step))
         return digest
+
+    def _through(self, act: Callable[[], T], where: str | Path, fails: Callable[[OSError], bool] = is_outage) -> T:
+        """Do something to the storage, in a report; if it goes on failing, the trial ends, for no fault of its own."""
+        try:
+            return self._patience.through(act, where, fails)
+        except StorageError as error:
+            self._refused = self._failed(Failure.STORAGE, str(error))
+            self._end(How.STOPPED)
+
+    def _patience_s(self) -> float:
+        """How long the storage may fail. Who is told to end meanwhile is not to be killed for waiting."""
+        most_s = self._rules.patience_s
+        return min(most_s, self._rules.grace_s / 2) if self._leases.unwound else most_s
 
     def _tell(self, said: Said) -> None:
         """A report is made: it is sent, and counts."""
@@ -269,13 +295,14 @@ class Session:
         self._told = True
         lease = self._leases.next_of(self.lease.trial.id)
         if lease is None:
-            self._around.enter()  # for what the function does in its ``finally``
+            with suppress(OSError):
+                self._around.enter()  # for what the function does in its ``finally``
             self._end(How.UNWOUND)
         self._told = False
         self.lease = lease
         self._frame = Frame(lease, self._origin, ran_s, self._frame.place)
         self._resumed = self._before = time.monotonic()
-        self._around.enter()
+        self._through(self._enter, self.context.trial_dir)
 
     def _end(self, how: How) -> NoReturn:
         """Have the function return; whatever it does now, this is how its lease has ended."""
@@ -288,8 +315,7 @@ class Session:
 
     def _run(self) -> Ended | Failed:
         try:
-            self._around.enter()
-            self._store.tidy(self.lease.trial.id)  # of a process that died before it said that it had begun
+            self._patience.through(self._arrive, self.context.trial_dir)
             if self.lease.checkpoint is not None:
                 self.checkpoint = self._load(self.lease.donor, self.lease.checkpoint)
             last = self._train(self.lease.trial.config)
@@ -299,6 +325,8 @@ class Session:
             raise
         except TrialEnded:
             pass
+        except StorageError as error:
+            return self._failed(Failure.STORAGE, str(error))
         except BaseException as error:
             lines = traceback.format_exception(error.with_traceback(_without_us(error.__traceback__)))
             if not self._over:
@@ -306,9 +334,20 @@ class Session:
             _log.warning("trial %d raised an error when it was told to end:\n%s", self.lease.trial.id, "".join(lines))
         return self._refused or self._ended(self._how)
 
+    def _enter(self) -> None:
+        """Have the trial find its surroundings; once more, if that failed."""
+        self._around.leave()
+        self._around.enter()
+
+    def _arrive(self) -> None:
+        """Get ready for the trial to run."""
+        self._enter()
+        self._store.tidy(self.lease.trial.id)  # of a process that died before it said that it had begun
+
     def _load(self, trial: int, step: int) -> Checkpoint:
         """The checkpoint to begin from, whole and the one that was meant."""
-        digest, path = self._store.verify(trial, step), self._store.path(trial, step)
+        path = self._store.path(trial, step)
+        digest = self._patience.through(lambda: self._store.verify(trial, step), path)
         if self.lease.digest not in ("", digest):
             raise DamagedCheckpoint(path, MANIFEST, f"its hash is {digest}, and was {self.lease.digest}")
         self._outbox.put(Loaded(time.time(), self.lease.trial.id, self.lease.attempt, trial, step, digest), False)

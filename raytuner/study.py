@@ -283,6 +283,10 @@ class Study:
         entry.spent += event.spent
         if entry.state.over:
             return
+        if event.failure is Failure.STORAGE:  # it keeps its lease, and goes on when the study is resumed
+            if self._stopping is None:
+                self._stop_asked(f"{event.failure.value}: {event.message}")
+            return
         entry.tries += 1
         if event.failure is Failure.LOST:
             entry.losses += 1

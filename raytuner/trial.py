@@ -86,6 +86,7 @@ class Failure(Enum):
     NO_METRIC = "a report did not hold the metric"
     NOT_FINITE = "the metric was not a finite number"
     NO_RESOURCES = "what it was to reserve cannot be had"
+    STORAGE = "the storage failed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from raytuner.checkpoints import CheckpointConfig, Janitor, Store
 from raytuner.folder import Folder, Lock, NoStudy
 from raytuner.interrupts import Interrupts
 from raytuner.objective import Objective
+from raytuner.patience import PATIENCE_S, Patience, PatientJournal, StorageError
 from raytuner.protocols import SchedulingPolicy, SearchAlgorithm
 from raytuner.retry import Retries
 from raytuner.schedulers import SCHEDULERS, FIFOScheduler, PopulationBasedTrainingReplay, ResourceChangingScheduler
@@ -38,7 +39,7 @@ from raytuner.space import Constraint, Space, checked_constraints, code_name, pa
 from raytuner.spelling import current, make, spell
 from raytuner.stopper import StopRule, Watch, is_rule
 from raytuner.trainable import Bound, Reserved, check, name_of, qualified_name
-from raytuner.trial import Config, Slot
+from raytuner.trial import Config, Failure, Slot
 from raytuner.work import Work
 
 if TYPE_CHECKING:
@@ -147,7 +148,8 @@ class RunConfig:
     each trial's start. ``log_to_file``: what trials print goes to ``artifacts/<trial>/stdout`` and ``stderr`` too
     (True), to one file of this name (a string), or to two (a pair). ``runtime_env``: Ray's, for the trials' processes.
     ``stop_grace_s``: how many seconds a trial that was told to stop has for the step it is in and for returning;
-    after that its process is killed.
+    after that its process is killed. ``storage_patience_s`` (not in Ray): for how many seconds a storage that is full,
+    closed to us or does not answer is tried again, before the study ends early and can be resumed.
     """
 
     name: str | None = None
@@ -159,6 +161,7 @@ class RunConfig:
     log_to_file: bool | str | tuple[str, str] = False
     runtime_env: Mapping[str, Any] | None = None
     stop_grace_s: float = 10.0
+    storage_patience_s: float = PATIENCE_S
 
     def __post_init__(self) -> None:
         for name, kind in (("failure_config", FailureConfig), ("checkpoint_config", CheckpointConfig)):
@@ -181,6 +184,7 @@ class RunConfig:
             raise ValueError(f"storage_path must be a local folder, got {str(self.storage_path)!r}")
         _whole("verbose", self.verbose, least=0, or_else=0)
         _seconds("stop_grace_s", self.stop_grace_s)
+        _seconds("storage_patience_s", self.storage_patience_s)
         if self.runtime_env is not None and not isinstance(self.runtime_env, Mapping):
             raise TypeError(f"runtime_env must be a dict such as {{'env_vars': {{…}}}}, got {self.runtime_env!r:.80}")
         _ = self.log_files
@@ -274,7 +278,9 @@ class Tuner:
         second leaves at once. Nothing that was recorded is lost either way.
 
         Raises `raytuner.StudyInUse` if another process runs it; ValueError if another study has its name, or if the
-        cluster can never give what a trial reserves; TypeError if a trial's code cannot be sent to its process.
+        cluster can never give what a trial reserves; TypeError if a trial's code cannot be sent to its process;
+        `raytuner.StorageError` if the storage failed for longer than ``storage_patience_s``: nothing that was recorded
+        is lost, and the study goes on from there once the storage answers.
         """
         from raytuner.journal import is_complete
         from raytuner.results import ResultGrid
@@ -294,6 +300,10 @@ class Tuner:
             with interrupts:
                 finish = self._drive(executor, self._begin() if seed is None else seed, lambda: interrupts.asked)
                 executor.close()
+        except StorageError as error:
+            executor.close()
+            self._tell_how_to_go_on(f"The study ended early: {error}.")
+            raise
         except KeyboardInterrupt:
             executor.close(at_once=True)
             if finish is None or not finish.complete:
@@ -307,6 +317,8 @@ class Tuner:
         self._tell_how_to_go_on(f"The study ended early: {finish.reason}.")
         if interrupts.asked is not None:
             raise SystemExit(interrupts.status)
+        if finish.reason.startswith(Failure.STORAGE.value):
+            raise StorageError(finish.reason)
         if self._run.failure_config.fail_fast == "raise":
             self._raise_failure()
 
@@ -341,11 +353,18 @@ class Tuner:
             slot=self._slot if isinstance(self._slot, Slot) and self._allocation is None else None,
             limit_s=None if budget is None else lambda: budget.left_s(clock.now()),
         )
-        with closing(Journal(self._folder.root)) as journal, closing(Janitor(Store(self._folder.checkpoints))) as shelf:
+
+        def patience_s() -> float:
+            return 0.0 if asked() else self._run.storage_patience_s
+
+        with (
+            closing(Journal(self._folder.root)) as journal,
+            closing(Janitor(Store(self._folder.checkpoints), Patience(patience_s))) as shelf,
+        ):
             driver = Driver(
                 study,
                 self._search.build(self._space, seed),
-                journal,
+                PatientJournal(journal, Patience(patience_s), self._folder.root / "journal"),
                 shelf,
                 clock,
                 [progress] if self._run.verbose else [],
@@ -372,6 +391,7 @@ class Tuner:
             self._config.chdir_to_trial_dir,
             *self._run.log_files,
             slot=self._slot if isinstance(self._slot, Slot) else Slot(),
+            patience_s=self._run.storage_patience_s,
         )
         if self._inline:
             from raytuner.executors.inline import Inline
