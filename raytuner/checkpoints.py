@@ -55,6 +55,7 @@ _SYNCS = 8  # files that are brought to disk at the same time
 _OPEN = 64  # and that wait for it, open
 _PIECE = 16 * CHUNK  # of a large file, so much is brought to disk while the rest is read
 _WORTH_A_THREAD_S = 0.0001
+_NO_COPY_RANGE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.ETXTBSY}
 
 
 class DamagedCheckpoint(Exception):
@@ -146,6 +147,17 @@ class Checkpoint:
 # ------------------------------------------------------------------------------------------ where they are kept
 
 
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """Files that were taken for a checkpoint, in a directory that nobody knows; nothing of it need be on the disk."""
+
+    path: str
+    trial: int
+    step: int
+    files: Sequence[str]
+    folders: Sequence[str]
+
+
 class Store:
     """The checkpoints of a study, under ``root``."""
 
@@ -162,18 +174,49 @@ class Store:
         A checkpoint of this step that is already there and whole is kept, since the first report of a step counts.
         A damaged one is replaced.
         """
-        source, final, folder = os.path.abspath(source_dir), self.path(trial, step), self._folder(trial)
+        source, folder = os.path.abspath(source_dir), self._folder(trial)
         with suppress(DamagedCheckpoint):
             digest = self.verify(trial, step)
             sync_folder(folder)  # whoever renamed it may have died before this
             return digest
-        make_folders(folder)
-        if not _is_folder(folder):
-            raise NotADirectoryError(errno.ENOTDIR, "checkpoints are kept in a directory, not a link", folder)
-        ours = os.path.join(folder, f"{TEMPORARY}{_name('step', step)}-{attempt}-{os.getpid()}")
-        theirs = f"{ours}-damaged"
+        ours = self._temporary(trial, step, attempt)
         try:
             digest = _write_checkpoint(source, ours, trial, step)
+            return self._place(ours, trial, step, digest)
+        finally:
+            with suppress(OSError):  # what cannot be removed now, `sweep` removes
+                _remove(ours)
+
+    def stage(self, source_dir: str | os.PathLike[str], trial: int, step: int, attempt: int) -> Staged:
+        """Take a directory's files, to `publish_staged` them later: when this returns, they may change or go."""
+        ours = self._temporary(trial, step, attempt)
+        try:
+            files, folders = _take(os.path.abspath(source_dir), ours)
+        except BaseException:
+            with suppress(OSError):
+                _remove(ours)
+            raise
+        return Staged(ours, trial, step, files, folders)
+
+    def publish_staged(self, staged: Staged) -> str:
+        """`publish` what was taken. If this fails, it may be tried again."""
+        digest = _seal(staged.path, staged.trial, staged.step, staged.files, staged.folders)
+        digest = self._place(staged.path, staged.trial, staged.step, digest)
+        with suppress(OSError):
+            _remove(staged.path)  # another attempt was first
+        return digest
+
+    def _temporary(self, trial: int, step: int, attempt: int) -> str:
+        """The name of a directory that is to become a checkpoint, in a folder that is there."""
+        make_folders(folder := self._folder(trial))
+        if not _is_folder(folder):
+            raise NotADirectoryError(errno.ENOTDIR, "checkpoints are kept in a directory, not a link", folder)
+        return os.path.join(folder, f"{TEMPORARY}{_name('step', step)}-{attempt}-{os.getpid()}")
+
+    def _place(self, ours: str, trial: int, step: int, digest: str) -> str:
+        """Give a directory that is whole, and on the disk, its name; the hash of the manifest that is there then."""
+        final, folder, theirs = self.path(trial, step), self._folder(trial), f"{ours}-damaged"
+        try:
             if os.path.lexists(final):
                 _remove(theirs)
                 os.rename(final, theirs)
@@ -185,8 +228,7 @@ class Store:
                 digest = self.verify(trial, step)  # another attempt was first after all
             sync_folder(folder)
         finally:
-            with suppress(OSError):  # what cannot be removed now, `sweep` removes
-                _remove(ours)
+            with suppress(OSError):
                 _remove(theirs)
         return digest
 
@@ -219,6 +261,10 @@ class Store:
         """A checkpoint to read from, verified."""
         self.verify(trial, step)
         return Checkpoint(self.path(trial, step))
+
+    def has(self, trial: int, step: int) -> bool:
+        """Whether there is anything that goes by the name of this checkpoint."""
+        return os.path.lexists(self.path(trial, step))
 
     def steps(self, trial: int) -> list[int]:
         """Steps with a published checkpoint, lowest first. They are not verified."""
@@ -445,17 +491,8 @@ def _is_ours(path: str) -> bool:
 
 def _write_checkpoint(source: str, target: str, trial: int, step: int) -> str:
     """Copy ``source`` to the new directory ``target`` with a manifest, all of it on disk; the manifest's hash."""
-    files, folders, others = _scan(source)
-    for name, kind in others:
-        raise ValueError(f"{os.path.join(source, name)} is {kind}; a checkpoint holds plain files and directories")
-    if MANIFEST in [*files, *folders]:
-        if not _is_ours(source):
-            raise ValueError(f"{os.path.join(source, MANIFEST)}: a checkpoint may not hold a file of this name")
-        files.remove(MANIFEST)  # copied or reported again from a published checkpoint
-    _remove(target)
-    os.mkdir(target)
-    for name in folders:
-        os.mkdir(os.path.join(target, name))
+    files, folders = _contents(source)
+    _make_new(target, folders)
     with _syncs.under_way() as sync:
         copied = {name: _copy_file(os.path.join(source, name), os.path.join(target, name), sync) for name in files}
         manifest = Manifest(trial, step, frozenset(folders), copied).encode()
@@ -463,6 +500,71 @@ def _write_checkpoint(source: str, target: str, trial: int, step: int) -> str:
         for name in [*folders, ""]:
             sync(os.open(os.path.join(target, name), os.O_RDONLY | os.O_DIRECTORY))
     return hashlib.sha256(manifest).hexdigest()
+
+
+def _take(source: str, target: str) -> tuple[list[str], list[str]]:
+    """Copy ``source`` to the new directory ``target``, as fast as that goes; files and folders."""
+    files, folders = _contents(source)
+    _make_new(target, folders)
+    for name in files:
+        _take_file(os.path.join(source, name), os.path.join(target, name))
+    return files, folders
+
+
+def _seal(target: str, trial: int, step: int, files: Sequence[str], folders: Sequence[str]) -> str:
+    """Give a directory its manifest, and bring all of it to disk; the manifest's hash."""
+    with suppress(FileNotFoundError):
+        os.unlink(os.path.join(target, MANIFEST))  # of a try that failed
+    with _syncs.under_way() as sync:
+        found: dict[str, tuple[int, str]] = {}
+        for name in files:
+            with _open_plain(os.path.join(target, name)) as file:
+                sync(os.dup(file.fileno()))  # while it is read
+                digest = hashlib.file_digest(file, "sha256")
+                found[name] = file.tell(), digest.hexdigest()
+        manifest = Manifest(trial, step, frozenset(folders), found).encode()
+        _write_file(os.path.join(target, MANIFEST), [manifest], sync)
+        for name in [*folders, ""]:
+            sync(os.open(os.path.join(target, name), os.O_RDONLY | os.O_DIRECTORY))
+    return hashlib.sha256(manifest).hexdigest()
+
+
+def _contents(source: str) -> tuple[list[str], list[str]]:
+    """The files and folders of a directory that is to become a checkpoint."""
+    files, folders, others = _scan(source)
+    for name, kind in others:
+        raise ValueError(f"{os.path.join(source, name)} is {kind}; a checkpoint holds plain files and directories")
+    if MANIFEST in [*files, *folders]:
+        if not _is_ours(source):
+            raise ValueError(f"{os.path.join(source, MANIFEST)}: a checkpoint may not hold a file of this name")
+        files.remove(MANIFEST)  # copied or reported again from a published checkpoint
+    return files, folders
+
+
+def _make_new(target: str, folders: Sequence[str]) -> None:
+    """Make a directory and its folders."""
+    _remove(target)
+    os.mkdir(target)
+    for name in folders:
+        os.mkdir(os.path.join(target, name))
+
+
+def _take_file(source: str, target: str) -> None:
+    """Copy one file without looking at it: the system does it, on some file systems without reading it."""
+    with _open_plain(source) as file:
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            try:
+                while os.copy_file_range(file.fileno(), descriptor, 64 * CHUNK):
+                    pass
+            except OSError as error:
+                if error.errno not in _NO_COPY_RANGE:
+                    raise
+            # From where that ended: what it cannot copy, or only takes to be empty, is read.
+            while chunk := file.read(CHUNK):
+                _write_all(descriptor, chunk)
+        finally:
+            os.close(descriptor)
 
 
 Sync = Callable[[int], None]
@@ -530,9 +632,7 @@ def _write_file(path: str, chunks: Collection[bytes] | Iterator[bytes], sync: Sy
     size = 0
     try:
         for chunk in chunks:
-            rest = memoryview(chunk)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
+            _write_all(descriptor, chunk)
             size += len(chunk)
             if not size % _PIECE:
                 sync(os.dup(descriptor))
@@ -540,6 +640,12 @@ def _write_file(path: str, chunks: Collection[bytes] | Iterator[bytes], sync: Sy
         os.close(descriptor)
         raise
     sync(descriptor)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def _verify_file(path: str, name: str, size: int, sha256: str) -> None:
@@ -616,6 +722,11 @@ def _removed(path: str) -> bool:
         _log.warning("%s could not be removed: %s", path, error)
         return False
     return True
+
+
+def size_of(path: str) -> int:
+    """Bytes of the files in a directory."""
+    return sum(os.lstat(os.path.join(path, name)).st_size for name in _scan(path)[0])
 
 
 def _is_folder(path: str) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from raytuner.events import Ended, Failed, Loaded
+from raytuner.events import Checkpointed, Ended, Failed, Loaded
 from raytuner.trial import Lease, Metrics, Reports
 
 _BACKLOG = 10_000  # reports that may wait to be sent before `report` blocks
@@ -22,7 +22,7 @@ _MUCH = 250  # reports that wait for no more
 _LINGER_S = 0.05  # how long reports, for which nobody waits, wait for more: so that a driver may have many actors
 _ENDS_LINGER_S = 0.004  # and ends that are not urgent: else those who give out leases could not keep up
 
-Item = Reports | Loaded | Ended | Failed
+Item = Reports | Loaded | Checkpointed | Ended | Failed
 """What an executor hears."""
 
 
@@ -116,7 +116,7 @@ class Outbox:
     """What the sessions of this process have said, until it is sent. One thread takes."""
 
     def __init__(self) -> None:
-        self._items: deque[Said | Loaded | Ended | Failed] = deque()
+        self._items: deque[Said | Loaded | Checkpointed | Ended | Failed] = deque()
         self._awake = threading.Event()
         self._idle = False  # whether somebody waits for anything at all
         self._urgent = False  # whether there is something that should not wait for more
@@ -125,13 +125,14 @@ class Outbox:
         self._crowded = False
         self._closed = False
 
-    def put(self, item: Loaded | Ended | Failed, urgent: bool = True) -> None:
-        """Put down what a lease began from or how it ended; ``urgent``: somebody waits for it."""
+    def put(self, item: Loaded | Checkpointed | Ended | Failed, urgent: bool = True) -> None:
+        """Put down what a lease began from, what it saved or how it ended; ``urgent``: somebody waits for it."""
         self._items.append(item)
+        ends = isinstance(item, Ended | Failed)
         if urgent:
             self.hurry()
-        elif self._idle or not (self._soon or isinstance(item, Loaded)):
-            self._soon = not isinstance(item, Loaded)
+        elif self._idle or (ends and not self._soon):
+            self._soon = ends
             self._awake.set()
 
     def hurry(self) -> None:
@@ -184,7 +185,7 @@ class Outbox:
             if frame is not None:
                 found.append(columns_of(frame, cast(list[Said], list(said))))
             else:
-                found += [item for item in said if isinstance(item, Loaded | Ended | Failed)]
+                found += [item for item in said if isinstance(item, Loaded | Checkpointed | Ended | Failed)]
         return found
 
     def _linger(self, seconds: float) -> None:
@@ -207,11 +208,11 @@ class Frame:
 
 Said = tuple[Frame, int, float, float, float, float, str, dict[str, Any]]
 """A report as it is put down: frame, step, level, time, seconds since the report before and since the lease began,
-the hash of the checkpoint's manifest if there is one, what the user said. A plain tuple, for it is made at every
-training step."""
+the hash of the checkpoint's manifest if one was published before, what the user said. A plain tuple, for it is made at
+every training step."""
 
 
-def _frame_of(item: Said | Loaded | Ended | Failed) -> Frame | None:
+def _frame_of(item: Said | Loaded | Checkpointed | Ended | Failed) -> Frame | None:
     return item[0] if isinstance(item, tuple) else None
 
 

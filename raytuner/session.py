@@ -25,13 +25,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
-from raytuner.checkpoints import MANIFEST, Checkpoint, DamagedCheckpoint, Store
-from raytuner.events import Ended, Failed, How, Loaded
+from raytuner.checkpoints import MANIFEST, Checkpoint, DamagedCheckpoint, Staged, Store, size_of
+from raytuner.events import Checkpointed, Ended, Failed, How, Loaded
 from raytuner.mailbox import Frame, Leases, Outbox, Said, row_of
 from raytuner.objective import AUTOMATIC, Objective
-from raytuner.patience import PATIENCE_S, Patience, StorageError, is_outage
+from raytuner.patience import PATIENCE_S, Patience, StorageError, always, is_outage
 from raytuner.surroundings import Surroundings
 from raytuner.trial import Failure, Lease, Slot
+from raytuner.uploads import WORTH_A_THREAD, Uploads
 
 _log = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ class Session:
     ``place``: where it runs (``hostname``, ``node_ip``, ``pid``), added to each report. ``outbox``: where what is said
     goes. ``leases``: where the trial's further ones come from. ``leaves``: errors that are no matter of the trial's;
     `run` raises them. ``overdue``: called if the function does not return within the grace period once it was told to.
+    ``uploads``: what publishes large checkpoints beside it.
     """
 
     def __init__(
@@ -116,9 +118,11 @@ class Session:
         leases: Leases,
         leaves: tuple[type[BaseException], ...] = (),
         overdue: Callable[[], object] | None = None,
+        uploads: Uploads | None = None,
     ) -> None:
         self.lease = lease
-        self.checkpoint: Checkpoint | None = None
+        self._checkpoint: Checkpoint | None = None
+        self._saving: int | None = None  # the last step whose checkpoint is under way
         study = rules.checkpoints.parent
         folder = study / "artifacts" / f"{lease.trial.id:06d}"
         self.context = Context(lease.trial.id, study.name, folder, lease.slot or rules.slot)
@@ -129,7 +133,8 @@ class Session:
         self._leaves = leaves
         self._overdue = overdue
         self._store = Store(rules.checkpoints)
-        self._patience = Patience(self._patience_s)
+        self._patience, self._uploads_patience = Patience(self._patience_s), Patience(self._patience_s)  # one a thread
+        self._uploads = uploads or Uploads()
         self._around = Surroundings(folder, rules.chdir, rules.stdout, rules.stderr)
         self._step = self._origin = lease.checkpoint or 0
         self._level = float(self._step) if rules.time_attr == "training_iteration" else -math.inf
@@ -164,14 +169,25 @@ class Session:
         """The last step that was reported, or the checkpoint's that this began from."""
         return self._step
 
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The one to go on from: the newest that was reported, once it is published."""
+        if self._saving is not None:
+            step, self._saving = self._saving, None
+            self._settle()
+            self._checkpoint = Checkpoint(self._store.path(self.lease.trial.id, step))
+        return self._checkpoint
+
     def report(self, metrics: Mapping[str, Any], checkpoint: Checkpoint | None) -> None:
         """One step is done. Returns when the trial is to go on; raises `TrialEnded` when it is not."""
         said = self._take(metrics)
+        ends = How.STOPPED if self._stops(said) else None
+        staged = None
         if checkpoint is not None:
-            said = (*said[:6], self._publish(checkpoint, said[1]), said[7])
+            said, staged = self._keep(checkpoint, said, ends)
         declined, self._declined = self._declined, False
         # Declined: it ends after the next report, for which `should_checkpoint` is true.
-        self._go_on(said, How.STOPPED if self._stops(said) else None, unwinds=not declined)
+        self._go_on(said, staged, ends, unwinds=not declined)
 
     def report_step(
         self,
@@ -193,15 +209,20 @@ class Session:
             or (every > 0 and said[1] % every == 0)
             or (ends is not None and self._rules.checkpoint_at_end)
         )
+        staged = None
         if needed:
             with save() as checkpoint:  # its files are gone before this parks
                 if checkpoint is not None:
-                    said = (*said[:6], self._publish(checkpoint, said[1]), said[7])
-        self._go_on(said, ends, unwinds)
+                    said, staged = self._keep(checkpoint, said, ends)
+        self._go_on(said, staged, ends, unwinds)
 
-    def _go_on(self, said: Said, ends: How | None, unwinds: bool) -> None:
+    def _go_on(self, said: Said, staged: Staged | None, ends: How | None, unwinds: bool) -> None:
         """A report is made. The trial ends with it (``ends``), or is parked, or may be unwound; else this returns."""
-        self._tell(said)
+        try:
+            self._tell(said)
+        finally:
+            if staged is not None:
+                self._upload(staged, said)
         if ends is not None:
             self._end(ends)
         reached = self._level >= self.lease.until
@@ -233,28 +254,62 @@ class Session:
             return said
         return (*said[:2], self._read_level(said), *said[3:])
 
-    def _publish(self, checkpoint: Checkpoint, step: int) -> str:
+    def _keep(self, checkpoint: Checkpoint, said: Said, ends: How | None) -> tuple[Said, Staged | None]:
+        """Publish a report's checkpoint, or if that takes a while and the trial goes on meanwhile, take its files."""
         if not isinstance(checkpoint, Checkpoint):
             raise TypeError(f"checkpoint must be a raytuner.Checkpoint, got {type(checkpoint).__name__}")
-        source, trial, attempt = checkpoint.path, self.lease.trial.id, self.lease.attempt
+        trial, step, attempt = self.lease.trial.id, said[1], self.lease.attempt
+        source, path = checkpoint.path, self._store.path(trial, step)
+        ends_here = ends is not None or self._leases.unwound or self.lease.each_report or said[2] >= self.lease.until
 
         def is_ours(error: OSError) -> bool:
             """Whether it is the storage that fails, and not the user's own files."""
             return is_outage(error) and not str(error.filename or "").startswith(source)
 
-        digest = self._through(
-            lambda: self._store.publish(source, trial, step, attempt), self._store.path(trial, step), is_ours
-        )
-        self.checkpoint = Checkpoint(self._store.path(trial, step))
-        return digest
+        if ends_here or self._store.has(trial, step) or size_of(source) < WORTH_A_THREAD:
+            self._settle()  # they become visible in their order
+            digest = self._through(lambda: self._store.publish(source, trial, step, attempt), path, is_ours)
+            self._checkpoint, self._saving = Checkpoint(path), None
+            return (*said[:6], digest, said[7]), None
+        self._await(self._uploads.room)
+        return said, self._through(lambda: self._store.stage(source, trial, step, attempt), path, is_ours)
+
+    def _upload(self, staged: Staged, said: Said) -> None:
+        """Have a checkpoint published while the trial goes on; then it is told."""
+        trial, attempt = self.lease.trial.id, self.lease.attempt
+        metrics = dict(row_of(said))
+
+        def publish() -> None:
+            digest = self._uploads_patience.through(
+                lambda: self._store.publish_staged(staged), self._store.path(trial, staged.step), always
+            )
+            self._outbox.put(Checkpointed(time.time(), trial, attempt, staged.step, metrics, digest), urgent=False)
+
+        self._uploads.put(publish)
+        self._saving = staged.step
+
+    def _settle(self) -> None:
+        """Wait until all that was reported is published."""
+        self._await(self._uploads.wait)
+
+    def _await(self, wait: Callable[[], None]) -> None:
+        """Wait for uploads; if the storage failed them, the trial ends."""
+        try:
+            wait()
+        except StorageError as error:
+            self._lose(error)
+
+    def _lose(self, error: StorageError) -> NoReturn:
+        """The storage failed: the trial ends, for no fault of its own."""
+        self._refused = self._failed(Failure.STORAGE, str(error))
+        self._end(How.STOPPED)
 
     def _through(self, act: Callable[[], T], where: str | Path, fails: Callable[[OSError], bool] = is_outage) -> T:
         """Do something to the storage, in a report; if it goes on failing, the trial ends, for no fault of its own."""
         try:
             return self._patience.through(act, where, fails)
         except StorageError as error:
-            self._refused = self._failed(Failure.STORAGE, str(error))
-            self._end(How.STOPPED)
+            self._lose(error)
 
     def _patience_s(self) -> float:
         """How long the storage may fail. Who is told to end meanwhile is not to be killed for waiting."""
@@ -288,6 +343,7 @@ class Session:
 
     def _park(self) -> None:
         """A lease is over; wait for the trial's next one."""
+        self._settle()  # before anybody hears of it
         self._around.leave()
         ran_s = self._frame.ran_s + self._seconds()
         self._leases.park()  # before anybody hears of it
@@ -314,10 +370,24 @@ class Session:
         raise TrialEnded
 
     def _run(self) -> Ended | Failed:
+        last = self._call()
+        if self._alarm is not None:
+            self._alarm.cancel()  # it did return
+        try:
+            self._uploads.wait()  # before anybody hears of the end
+        except StorageError as error:
+            if not isinstance(last, Failed):
+                return self._failed(Failure.STORAGE, str(error))
+        except Exception as error:
+            if not isinstance(last, Failed):
+                return self._failed(Failure.ERROR, "".join(traceback.format_exception(error)))
+        return last
+
+    def _call(self) -> Ended | Failed:
         try:
             self._patience.through(self._arrive, self.context.trial_dir)
             if self.lease.checkpoint is not None:
-                self.checkpoint = self._load(self.lease.donor, self.lease.checkpoint)
+                self._checkpoint = self._load(self.lease.donor, self.lease.checkpoint)
             last = self._train(self.lease.trial.config)
             if isinstance(last, Mapping) and not self._over:
                 self.report(last, None)
@@ -395,6 +465,7 @@ class Runner:
     ) -> None:
         self.leases = Leases()
         self.outbox = Outbox()
+        self._uploads = Uploads()
         self._train = train
         self._rules = rules
         self._place = place
@@ -404,7 +475,15 @@ class Runner:
     def run(self, lease: Lease) -> None:
         """Run a lease's trial, in this thread: to its end, or until another's lease is next."""
         Session(
-            self._train, lease, self._rules, self._place, self.outbox, self.leases, self._leaves, self._overdue
+            self._train,
+            lease,
+            self._rules,
+            self._place,
+            self.outbox,
+            self.leases,
+            self._leaves,
+            self._overdue,
+            self._uploads,
         ).run()
 
     def unwind(self, trial: int, attempt: int, parked: bool) -> None:

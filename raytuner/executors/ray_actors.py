@@ -24,7 +24,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from raytuner.actor import TrialActor
-from raytuner.events import Ended, Event, Failed, How, Loaded, Reported, Slots
+from raytuner.events import Checkpointed, Ended, Event, Failed, How, Loaded, Reported, Slots
 from raytuner.executors.room import fits_beside, least, slots_in
 from raytuner.mailbox import Item
 from raytuner.session import Rules
@@ -446,7 +446,7 @@ class RayActors:
             if isinstance(item, Reports):
                 worker.heard = True
                 self._events.append(Reported(item.at[-1], item.trial, item.attempt, item))
-            elif isinstance(item, Loaded):
+            elif isinstance(item, Loaded | Checkpointed):
                 self._events.append(item)
             else:
                 self._over(worker, item)
