@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from raytuner.checkpoints import Checkpoint, Store
-from raytuner.events import Ended, Failed, How, Loaded
+from raytuner.events import Checkpointed, Ended, Failed, How, Loaded
 from raytuner.mailbox import Item
 from raytuner.objective import Objective
 from raytuner.session import Rules, Runner, get_checkpoint, report, should_checkpoint
@@ -54,7 +54,7 @@ class Desk:
                     self.steps += item.steps
                     self.digests |= zip(item.steps, item.checkpoints, strict=True)
                     self.saved += [step for step, saved in zip(item.steps, item.checkpoints, strict=True) if saved]
-                elif not isinstance(item, Loaded):
+                elif not isinstance(item, Loaded | Checkpointed):
                     return item
         raise AssertionError("the lease does not end")
 
