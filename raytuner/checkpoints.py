@@ -724,11 +724,6 @@ def _removed(path: str) -> bool:
     return True
 
 
-def size_of(path: str) -> int:
-    """Bytes of the files in a directory."""
-    return sum(os.lstat(os.path.join(path, name)).st_size for name in _scan(path)[0])
-
-
 def _is_folder(path: str) -> bool:
     """Whether this is a directory itself, and no link to one."""
     try:

@@ -42,7 +42,7 @@ from raytuner.protocols import Clock, Executor, Searcher
 from raytuner.space import plain
 from raytuner.stopper import Watch
 from raytuner.study import Deadlock, Study
-from raytuner.trial import Reports, Why
+from raytuner.trial import UNDER_WAY, Reports, Why
 
 _log = logging.getLogger(__name__)
 
@@ -216,7 +216,7 @@ class Driver:
             heard += [
                 Checkpointed(report.at, event.trial, event.attempt, report.step, report.metrics, report.checkpoint)
                 for report in reports
-                if report.checkpoint
+                if report.checkpoint not in ("", UNDER_WAY)
             ]
         if fresh:
             self._last_step[event.trial] = fresh.steps[-1]

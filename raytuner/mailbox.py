@@ -208,8 +208,8 @@ class Frame:
 
 Said = tuple[Frame, int, float, float, float, float, str, dict[str, Any]]
 """A report as it is put down: frame, step, level, time, seconds since the report before and since the lease began,
-the hash of the checkpoint's manifest if one was published before, what the user said. A plain tuple, for it is made at
-every training step."""
+the hash of the checkpoint's manifest if there is one, or `UNDER_WAY`, what the user said. A plain tuple, for it is made
+at every training step."""
 
 
 def _frame_of(item: Said | Loaded | Checkpointed | Ended | Failed) -> Frame | None:

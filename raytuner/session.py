@@ -25,14 +25,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
-from raytuner.checkpoints import MANIFEST, Checkpoint, DamagedCheckpoint, Staged, Store, size_of
+from raytuner.checkpoints import MANIFEST, Checkpoint, DamagedCheckpoint, Staged, Store
 from raytuner.events import Checkpointed, Ended, Failed, How, Loaded
 from raytuner.mailbox import Frame, Leases, Outbox, Said, row_of
 from raytuner.objective import AUTOMATIC, Objective
 from raytuner.patience import PATIENCE_S, Patience, StorageError, always, is_outage
 from raytuner.surroundings import Surroundings
-from raytuner.trial import Failure, Lease, Slot
-from raytuner.uploads import WORTH_A_THREAD, Uploads
+from raytuner.trial import UNDER_WAY, Failure, Lease, Slot
+from raytuner.uploads import Uploads
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Session:
     ``place``: where it runs (``hostname``, ``node_ip``, ``pid``), added to each report. ``outbox``: where what is said
     goes. ``leases``: where the trial's further ones come from. ``leaves``: errors that are no matter of the trial's;
     `run` raises them. ``overdue``: called if the function does not return within the grace period once it was told to.
-    ``uploads``: what publishes large checkpoints beside it.
+    ``uploads``: what publishes its checkpoints while it goes on.
     """
 
     def __init__(
@@ -255,7 +255,7 @@ class Session:
         return (*said[:2], self._read_level(said), *said[3:])
 
     def _keep(self, checkpoint: Checkpoint, said: Said, ends: How | None) -> tuple[Said, Staged | None]:
-        """Publish a report's checkpoint, or if that takes a while and the trial goes on meanwhile, take its files."""
+        """Publish a report's checkpoint or, if the trial goes on meanwhile, take its files."""
         if not isinstance(checkpoint, Checkpoint):
             raise TypeError(f"checkpoint must be a raytuner.Checkpoint, got {type(checkpoint).__name__}")
         trial, step, attempt = self.lease.trial.id, said[1], self.lease.attempt
@@ -266,13 +266,14 @@ class Session:
             """Whether it is the storage that fails, and not the user's own files."""
             return is_outage(error) and not str(error.filename or "").startswith(source)
 
-        if ends_here or self._store.has(trial, step) or size_of(source) < WORTH_A_THREAD:
+        if ends_here or self._store.has(trial, step) or not self._uploads.most:
             self._settle()  # they become visible in their order
             digest = self._through(lambda: self._store.publish(source, trial, step, attempt), path, is_ours)
             self._checkpoint, self._saving = Checkpoint(path), None
             return (*said[:6], digest, said[7]), None
         self._await(self._uploads.room)
-        return said, self._through(lambda: self._store.stage(source, trial, step, attempt), path, is_ours)
+        staged = self._through(lambda: self._store.stage(source, trial, step, attempt), path, is_ours)
+        return (*said[:6], UNDER_WAY, said[7]), staged
 
     def _upload(self, staged: Staged, said: Said) -> None:
         """Have a checkpoint published while the trial goes on; then it is told."""
@@ -465,7 +466,7 @@ class Runner:
     ) -> None:
         self.leases = Leases()
         self.outbox = Outbox()
-        self._uploads = Uploads()
+        self.uploads = Uploads()
         self._train = train
         self._rules = rules
         self._place = place
@@ -483,7 +484,7 @@ class Runner:
             self.leases,
             self._leaves,
             self._overdue,
-            self._uploads,
+            self.uploads,
         ).run()
 
     def unwind(self, trial: int, attempt: int, parked: bool) -> None:

@@ -98,13 +98,18 @@ class Trial:
     parent: int | None = None
 
 
+UNDER_WAY = "under way"
+"""In the place of a manifest's hash: the checkpoint is being published; `raytuner.events.Checkpointed` says when it is
+there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """One thing a trial said: one row of the reports table.
 
     ``metrics`` holds plain scalars, Ray's automatic metrics among them. ``level`` is the value of the study's
     ``time_attr`` (equal to ``step`` unless the user chose another). ``checkpoint`` is the hash of the manifest of the
-    checkpoint of this step, if one was published before the report was made; else "".
+    checkpoint of this step, if one was published before the report was made; `UNDER_WAY` if it was not yet; else "".
     """
 
     step: int

@@ -2,6 +2,7 @@
 
 The rest is what takes long: hashes, bringing everything to disk or into an object store. At most `MOST` checkpoints
 wait for it or are under way; who brings one more waits. They become visible in the order in which they were reported.
+Also small ones: a disk that takes a hundred bytes in good keeping may need 30 ms for it.
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 MOST = 2
-WORTH_A_THREAD = 1 << 20  # bytes of a checkpoint from which on the trial need not wait for it
 
 
 class Uploads:
-    """For the thread that runs trials; `put` has the other thread call what it is given."""
+    """For the thread that runs trials; `put` has the other thread call what it is given.
 
-    def __init__(self) -> None:
+    ``most``: how many may be under way; 0: whoever reports is to publish by himself.
+    """
+
+    def __init__(self, most: int = MOST) -> None:
+        self.most = most
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="raytuner-upload")  # has no thread before it is needed
         self._under_way: deque[Future[None]] = deque()
         self._failed = False
 
     def room(self) -> None:
         """Wait until one more may come. Raises what went wrong with one before."""
-        self._wait(MOST - 1)
+        self._wait(self.most - 1)
 
     def put(self, publish: Callable[[], None]) -> None:
         """Have one published, unless one before it failed."""

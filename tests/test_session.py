@@ -17,7 +17,7 @@ from raytuner.mailbox import Item
 from raytuner.objective import Objective
 from raytuner.session import Rules, Runner, get_checkpoint, report, should_checkpoint
 from raytuner.trainable import Trainable, runnable
-from raytuner.trial import END, Failure, Lease, Reports, Trial
+from raytuner.trial import END, UNDER_WAY, Failure, Lease, Reports, Trial
 
 Train = Callable[[Any], Any]
 
@@ -54,7 +54,10 @@ class Desk:
                     self.steps += item.steps
                     self.digests |= zip(item.steps, item.checkpoints, strict=True)
                     self.saved += [step for step, saved in zip(item.steps, item.checkpoints, strict=True) if saved]
-                elif not isinstance(item, Loaded | Checkpointed):
+                elif isinstance(item, Checkpointed):
+                    assert self.digests[item.step] == UNDER_WAY
+                    self.digests[item.step] = item.digest
+                elif not isinstance(item, Loaded):
                     return item
         raise AssertionError("the lease does not end")
 
