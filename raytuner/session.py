@@ -48,7 +48,8 @@ class Rules:
     (0: only at the ends of leases). ``grace_s``: how long an unwound function may take to return. ``objective``: the
     first report must hold its metric, and no report may hold one that cannot be ranked. ``checkpoint_at_end``: class
     trainables save where they end. ``chdir``: a working directory for each trial; ``stdout``, ``stderr``: files in it
-    for what it prints.
+    for what it prints. ``here``: the folder of trials' own folders' folder on the machine they run on, by the study's
+    name; may begin with ``~`` (None: that of the checkpoints' folder).
     """
 
     checkpoints: Path
@@ -62,6 +63,7 @@ class Rules:
     stdout: str | None = None
     stderr: str | None = None
     slot: Slot = field(default_factory=Slot)
+    here: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class Session:
     ) -> None:
         self.lease = lease
         self.checkpoint: Checkpoint | None = None
-        study = rules.checkpoints.parent
+        study = (rules.here or rules.checkpoints.parent).expanduser()
         folder = study / "artifacts" / f"{lease.trial.id:06d}"
         self.context = Context(lease.trial.id, study.name, folder, lease.slot or rules.slot)
         self._train = train
