@@ -173,8 +173,12 @@ def _normal(scheme: str, rest: str) -> str:
     """A URI's one spelling, without anything that could be a secret. What is refused is not repeated in the error."""
     bare, _, query = rest.partition("?")
     host, _, path = bare.partition("/")
-    whom = host.rpartition("@")[0]
-    if ":" in whom or (whom and not (scheme.startswith("abfs") or (scheme, whom) == ("gs", "anonymous"))):
+    whom, _, where = host.rpartition("@")
+    if scheme.startswith("abfs"):
+        where = re.sub(r":\d+$", "", where)  # a port
+    elif (scheme, whom) == ("gs", "anonymous"):
+        whom = ""
+    if ":" in whom + where or "%" in host or (whom and not scheme.startswith("abfs")):  # a secret may have a slash
         raise ValueError(
             f"a {scheme}:// URI must hold no credentials (what stands before the '@'): they come from the environment "
             "or the store's own chain, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or ~/.aws/credentials"
@@ -188,7 +192,7 @@ def _normal(scheme: str, rest: str) -> str:
             )
         if "@" in value or not value:
             raise ValueError(f"{name} in a {scheme}:// URI must be a plain value without credentials")
-    if not host.rpartition("@")[2]:
+    if not where:
         raise ValueError(f"a {scheme}:// URI must name a {'bucket' if scheme in ('s3', 'gs') else 'container'}")
     parts = [part for part in unquote(path).split("/") if part]
     if any(part in (".", "..") for part in parts):

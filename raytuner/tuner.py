@@ -148,10 +148,10 @@ class RunConfig:
     ``s3://bucket/sweeps``; credentials come from the environment or the store's own chain, never from the URI.
     ``stop``: when a trial ends before the scheduler ends it: a dict of metric names and the value at or above which it
     does, e.g. ``{"training_iteration": 27}``; a function ``(trial_id, result) -> bool``; or a `Stopper`. ``verbose``: 0
-    silent, 1 progress, 2 also each trial's end, 3 also each trial's start. ``log_to_file``: what trials print goes to ``artifacts/<trial>/stdout`` and ``stderr`` too
-    (True), to one file of this name (a string), or to two (a pair). ``runtime_env``: Ray's, for the trials' processes.
-    ``stop_grace_s``: how many seconds a trial that was told to stop has for the step it is in and for returning;
-    after that its process is killed.
+    silent, 1 progress, 2 also each trial's end, 3 also each trial's start. ``log_to_file``: what trials print goes to
+    ``artifacts/<trial>/stdout`` and ``stderr`` too (True), to one file of this name (a string), or to two (a pair).
+    ``runtime_env``: Ray's, for the trials' processes. ``stop_grace_s``: how many seconds a trial that was told to stop
+    has for the step it is in and for returning; after that its process is killed.
     """
 
     name: str | None = None
