@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from raytuner.checkpoints import CheckpointConfig as CheckpointConfig
     from raytuner.curves import Recorded as Recorded
     from raytuner.curves import Shape as Shape
-    from raytuner.folder import StudyInUse as StudyInUse
     from raytuner.history import History as History
+    from raytuner.lock import StudyInUse as StudyInUse
     from raytuner.models.transfer import portfolio as portfolio
     from raytuner.patience import StorageError as StorageError
     from raytuner.plan import Faults as Faults
@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 _HOME = {
     "raytuner.checkpoints": ["Checkpoint", "CheckpointConfig"],
     "raytuner.curves": ["Recorded", "Shape"],
-    "raytuner.folder": ["StudyInUse"],
     "raytuner.history": ["History"],
+    "raytuner.lock": ["StudyInUse"],
     "raytuner.models.transfer": ["portfolio"],
     "raytuner.patience": ["StorageError"],
     "raytuner.plan": ["Faults", "Forecast", "simulate"],

@@ -1,6 +1,7 @@
 """A study's durable record: what happened and what was decided (``journal/``), and what trials said (``reports/``).
 
-Both are folders of numbered segments (`raytuner.segments`) that only ever grow. `Journal.commit` writes one *turn* of
+Both are folders of numbered segments (`raytuner.segments`) that only ever grow; in an object store, which appends to
+nothing, they are `raytuner.objects`. `Journal.commit` writes one *turn* of
 the driver's loop: when it returns, the turn is on the disk. Where a turn wrote to both tables, neither half counts
 without the other: an unfinished turn leaves no trace. `read` is for everybody else, while a driver writes too.
 
@@ -14,11 +15,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
@@ -46,8 +48,11 @@ from raytuner.events import (
     StopAsked,
     Ticked,
 )
-from raytuner.segments import DamagedSegment, SegmentWriter, Turn, read_segment, truncate
+from raytuner.lock import Hold
+from raytuner.objects import ObjectLog, ObjectTable, read_last_object, read_objects
+from raytuner.segments import DamagedSegment, Epoch, SegmentWriter, Turn, epoch_of, read_segment, truncate
 from raytuner.space import pack, unpack
+from raytuner.storage import Place
 from raytuner.trial import Failure, Report, Reports, Slot, State, Why
 
 FORMAT = 2
@@ -98,12 +103,23 @@ class Journal:
 
     Opening repairs: torn tails and half-written turns are cut off, durably, before anything is read or written.
     Raises `DamagedSegment` if the record is damaged elsewhere.
+
+    ``hold``: the right to write (`raytuner.lock`). It is asked before and after each turn: a driver that lost the study
+    writes no more, and what it may have written meanwhile does not count. None: nobody else can have opened it.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._events = _Table(root / "journal")
-        self._reports = _Table(root / "reports")
-        self._before = _repair(self._events, self._reports)
+    def __init__(self, root: Path | Place, hold: Hold | None = None) -> None:
+        place = Place.of(root)
+        self._events: _Table | ObjectTable
+        self._reports: _Table | ObjectTable
+        if place.local is None:
+            log = ObjectLog(place, hold)  # asks by itself
+            self._events, self._reports, self._before = log.events, log.reports, log.before
+            _must_be_whole(*self._before)
+        else:
+            self._events, self._reports = _Table(place.local / "journal"), _Table(place.local / "reports")
+            self._before = _repair(self._events, self._reports)
+        self._hold = None if place.local is None else hold
         self.turn = max((turns[-1].number for turns in self._before if turns), default=-1) + 1
         self._seen: dict[str, pa.DataType] = {}
         self._schema: pa.Schema | None = None  # of reports, made of what was seen
@@ -135,7 +151,8 @@ class Journal:
         if not rows and not reports:
             return
         self._before = [], []
-        batches: list[tuple[_Table, pa.RecordBatch]] = []
+        self._ask_hold()
+        batches: list[tuple[_Table | ObjectTable, pa.RecordBatch]] = []
         if reports:  # before the events: whoever reads these first then finds the reports of all he has seen
             batches.append((self._reports, self._report_batch(reports)))
         if rows:
@@ -144,6 +161,7 @@ class Journal:
         for table, batch in batches:
             table.append(batch, self.turn, joint=len(batches) == 2)
         self._sync([table for table, _ in batches])
+        self._ask_hold()  # whoever has it now may have read the record before these rows were in it
         for table, _ in batches:
             table.note()
         self._broken = False
@@ -151,11 +169,17 @@ class Journal:
 
     def recover(self) -> None:
         """After a failed write: cut off, durably, whatever that turn left, so that it can be written again."""
+        self._ask_hold()  # what lies there may be another driver's by now
         for table in (self._events, self._reports):
             table.recover()
         self._broken = False
 
-    def _sync(self, tables: Sequence[_Table]) -> None:
+    def _ask_hold(self) -> None:
+        """Raise if another driver has the study."""
+        if self._hold is not None:
+            self._hold.check()
+
+    def _sync(self, tables: Sequence[_Table | ObjectTable]) -> None:
         """Bring tables to disk. A file system that is asked for two at once often needs one flush for them; but a fast
         one is not worth a thread."""
         first, *others = tables
@@ -235,16 +259,22 @@ class Journal:
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
 
-def is_complete(root: Path) -> bool:
+def is_complete(root: Path | Place) -> bool:
     """Whether a study's record ends with the study's end; only its last pages are looked at."""
-    segments = _Table(root / "journal").segments()
-    turns = read_segment(segments[-1], last=True)[0] if segments else []
+    place = Place.of(root)
+    if place.local is None:
+        turns, sure = read_last_object(place), True
+    else:
+        segments = _Table(place.local / "journal").segments()
+        turns = read_segment(segments[-1], last=True)[0] if segments else []
+        # Else the other half of a turn may be missing, or what stands there was written by a driver that had lost it.
+        sure = bool(turns) and not turns[-1].joint and turns[-1].epoch >= max(map(epoch_of, segments))
     if not turns:
         return False
     rows = list(_rows(turns[-1:]))
     if not (isinstance(rows[-1], Finish) and rows[-1].complete):
         return False
-    return not turns[-1].joint or bool(read(root).rows[-1:] == rows[-1:])  # its other half may be missing
+    return sure or bool(read(root).rows[-1:] == rows[-1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,15 +285,22 @@ class Record:
     reports: pa.Table
 
 
-def read(root: Path) -> Record:
+def read(root: Path | Place) -> Record:
     """Read a study's record, also while a driver writes it; changes nothing. Needs neither Ray nor the user's code.
 
     ``reports``: the columns of `REPORTS` and one column per metric, named as it was reported; of a step that was
     reported twice the first row. Raises `DamagedSegment`.
     """
-    events, reports = _Table(root / "journal").read()[0], _Table(root / "reports").read()[0]
-    whole = _whole(events, reports)
-    _may_be_cut([turn for turn in events if turn.number >= whole], whole)  # the reports may have grown meanwhile
+    place = Place.of(root)
+    if place.local is None:
+        events, reports = read_objects(place)
+        whole = _must_be_whole(events, reports)
+    else:
+        tables = _Table(place.local / "journal"), _Table(place.local / "reports")
+        events, reports = _counted([table.read()[0] for table in tables])
+        whole = _whole(events, reports)
+        _may_be_torn(tables, whole)
+        _may_be_cut([turn for turn in events if turn.number >= whole], whole)  # the reports may have grown meanwhile
     batches = [turn.batch for turn in reports if turn.number < whole]
     return Record(list(_rows([turn for turn in events if turn.number < whole])), _one_table(batches))
 
@@ -281,6 +318,9 @@ class _Table:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.epoch: Epoch | None = None  # of what is appended
+        self.torn: list[tuple[int, DamagedSegment]] = []
+        """Of segments of older epochs whose tails are torn: from which turn on it does not matter, and the error."""
         self._writer: SegmentWriter | None = None
         self._number = 0  # of segments, with the writer's
         self._kept = 0, 0  # segments, and bytes of the last of them, that are durable
@@ -293,23 +333,33 @@ class _Table:
         turns: list[Turn] = []
         good = 0
         segments = self.segments()
+        epochs = self.epochs(segments)
         for number, path in enumerate(segments):
             if path.name != _segment(number):
                 raise DamagedSegment(f"{self.folder} lacks {_segment(number)}: next in it is {path.name}")
-            found, good = read_segment(path, last=path == segments[-1])
-            turns += found
-        for before, after in pairwise(turns):
-            if after.number <= before.number:
-                raise DamagedSegment(
-                    f"{after.path} is damaged at byte {after.offset}: turn {after.number} follows {before.number}"
+            newer = [later.since for later in epochs[number + 1 :] if later > epochs[number]]
+            found, good = read_segment(path, last=path == segments[-1] or bool(newer))
+            if newer and good < path.stat().st_size:
+                self.torn.append(
+                    (min(newer), DamagedSegment(f"{path} is damaged at byte {good}, and goes on elsewhere"))
                 )
+            inherited = bool(found) and found[0].epoch != epochs[number]
+            turns += [replace(turn, epoch=epochs[number]) for turn in found] if inherited else found
         return turns, good
+
+    def epochs(self, segments: Sequence[Path]) -> list[Epoch]:
+        """The epoch of each segment: that of the one before where it says none, as those of an older version."""
+        epochs: list[Epoch] = []
+        for path in segments:
+            found = epoch_of(path)
+            epochs.append(epochs[-1] if epochs and found == Epoch() else found)
+        return epochs
 
     def append(self, batch: pa.RecordBatch, turn: int, joint: bool) -> None:
         if self._writer is None or self._writer.schema != batch.schema:
             self.close()
             number = len(self.segments())
-            self._writer = SegmentWriter(self.folder / _segment(number), batch.schema)
+            self._writer = SegmentWriter(self.folder / _segment(number), batch.schema, self.epoch)
             self._number = number + 1
             sync_folder(self.folder)
         self._writer.append(batch, turn, joint)
@@ -352,6 +402,39 @@ def _segment(number: int) -> str:
     return f"{number:06d}.arrow"
 
 
+def _counted(tables: Sequence[Sequence[Turn]]) -> list[list[Turn]]:
+    """Without what older epochs wrote after newer ones began: by drivers that had lost the study."""
+    epochs = sorted({turn.epoch for turns in tables for turn in turns})
+    ends: dict[Epoch, float] = {}
+    end = math.inf
+    for epoch in reversed(epochs):
+        ends[epoch] = end
+        end = min(end, epoch.since)
+    counted = [[turn for turn in turns if turn.number < ends[turn.epoch]] for turns in tables]
+    for turns in counted:
+        for before, after in pairwise(turns):
+            if after.number <= before.number:
+                raise DamagedSegment(
+                    f"{after.path} is damaged at byte {after.offset}: turn {after.number} follows {before.number}"
+                )
+    return counted
+
+
+def _may_be_torn(tables: Sequence[_Table], whole: int) -> None:
+    """Raise if the tail of an older epoch's segment is missing that was there when the next epoch began."""
+    for since, error in (torn for table in tables for torn in table.torn):
+        if whole < since:
+            raise error
+
+
+def _must_be_whole(events: Sequence[Turn], reports: Sequence[Turn]) -> int:
+    """How many turns there are; raise if one is missing, or a half of one."""
+    whole = _whole(events, reports)
+    if late := [turn for turn in (*events, *reports) if turn.number >= whole]:
+        raise DamagedSegment(f"{late[0].path} has turn {late[0].number}, but of turn {whole} a part is missing")
+    return whole
+
+
 def _whole(events: Sequence[Turn], reports: Sequence[Turn]) -> int:
     """How many turns, from the first on, are there, each with both its halves if it has two."""
     tables = [{turn.number: turn.joint for turn in table} for table in (events, reports)]
@@ -381,16 +464,22 @@ def _repair(events: _Table, reports: _Table) -> tuple[list[Turn], list[Turn]]:
         if segments and good < segments[-1].stat().st_size:
             truncate(segments[-1], good)
         found.append(turns)
+    found = _counted(found)
     whole = _whole(*found)
+    _may_be_torn((events, reports), whole)
     _may_be_cut([turn for turns in found for turn in turns if turn.number >= whole], whole)
     for turns in found:
         if turns and turns[-1].number >= whole:
+            assert isinstance(turns[-1].path, Path)
             truncate(turns[-1].path, turns[-1].offset)
             turns.pop()
     for table in (events, reports):
         for last in table.segments()[-1:]:
             sync_file(last)  # its writer may have died before it could, and what follows will build on it
         table.note_found()
+    known = [epoch.number for table in (events, reports) for epoch in table.epochs(table.segments())]
+    nonce = f"{time.time_ns():016x}{secrets.token_hex(2)}"  # the later the larger, where two begin at once
+    events.epoch = reports.epoch = Epoch(max(known, default=0) + 1, nonce, whole)
     return found[0], found[1]
 
 

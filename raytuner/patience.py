@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -75,9 +74,7 @@ class Patience:
         self._sleep = sleep
         self._since: float | None = None  # when the storage began to fail
 
-    def through(
-        self, act: Callable[[], T], where: str | os.PathLike[str], fails: Callable[[OSError], bool] = is_outage
-    ) -> T:
+    def through(self, act: Callable[[], T], where: object, fails: Callable[[OSError], bool] = is_outage) -> T:
         """Do something to the storage; again, as long as it ``fails``. Raises `StorageError` that names ``where``."""
         pause = _FIRST_S
         while True:
@@ -86,15 +83,15 @@ class Patience:
             except OSError as error:
                 if not fails(error):
                     raise
-                self._endure(error, os.fspath(where), pause)
+                self._endure(error, where, pause)
                 pause = min(2 * pause, _LONGEST_S)
             else:
                 if self._since is not None:
-                    _log.warning("%s: the storage answers again", os.fspath(where))
+                    _log.warning("%s: the storage answers again", where)
                     self._since = None
                 return found
 
-    def _endure(self, error: OSError, where: str, pause: float) -> None:
+    def _endure(self, error: OSError, where: object, pause: float) -> None:
         """Wait, or give up."""
         now = self._clock()
         if self._since is None:
@@ -114,7 +111,7 @@ class PatientJournal:
     A turn that cannot be written has caused nothing yet. What is left of it is cut off before it is tried again.
     """
 
-    def __init__(self, journal: Journal, patience: Patience, where: str | os.PathLike[str]) -> None:
+    def __init__(self, journal: Journal, patience: Patience, where: object) -> None:
         self._journal = journal
         self._patience = patience
         self._where = where

@@ -22,6 +22,7 @@ from raytuner.held import Held
 from raytuner.journal import METRIC, REPORTS, Record, metric_column, read, text_of
 from raytuner.objective import AUTOMATIC, Objective
 from raytuner.space import pack
+from raytuner.storage import Place
 from raytuner.trial import Config, Metrics, State, Why
 
 if TYPE_CHECKING:
@@ -85,8 +86,8 @@ class ResultGrid(Sequence[Result]):
     ``chain``: so there are as many results as the population has members, ``num_samples``. `trials` has each trial.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self._folder = Folder(Path(path).expanduser())
+    def __init__(self, path: str | Path | Place) -> None:
+        self._folder = Folder(path)
         what = self._folder.read()
         self._metric: str | None = what["metric"]
         self._mode: str | None = what["mode"]

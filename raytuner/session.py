@@ -52,7 +52,9 @@ class Rules:
     (0: only at the ends of leases). ``grace_s``: how long an unwound function may take to return. ``objective``: the
     first report must hold its metric, and no report may hold one that cannot be ranked. ``checkpoint_at_end``: class
     trainables save where they end. ``chdir``: a working directory for each trial; ``stdout``, ``stderr``: files in it
-    for what it prints. ``patience_s``: how long the storage may fail before the trial ends for that.
+    for what it prints. ``patience_s``: how long the storage may fail before the trial ends for that. ``here``: the
+    folder of trials' own folders' folder on the machine they run on, by the study's name; may begin with ``~`` (None:
+    that of the checkpoints' folder).
     """
 
     checkpoints: Path
@@ -67,6 +69,7 @@ class Rules:
     stderr: str | None = None
     slot: Slot = field(default_factory=Slot)
     patience_s: float = PATIENCE_S
+    here: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,7 @@ class Session:
         self.lease = lease
         self._checkpoint: Checkpoint | None = None
         self._saving: int | None = None  # the last step whose checkpoint is under way
-        study = rules.checkpoints.parent
+        study = (rules.here or rules.checkpoints.parent).expanduser()
         folder = study / "artifacts" / f"{lease.trial.id:06d}"
         self.context = Context(lease.trial.id, study.name, folder, lease.slot or rules.slot)
         self._train = train

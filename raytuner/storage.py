@@ -114,6 +114,35 @@ class Place:
         root = f"{scheme}://{rest.partition('/')[0]}"
         return _filesystem((bare if scheme.startswith("abfs") else root) + mark + query)
 
+    # What follows is for small objects of our own: each is written whole, by one request, or not at all.
+
+    def read(self) -> bytes:
+        """The object here. Raises FileNotFoundError."""
+        with self.filesystem().open_input_file(self.path) as file:
+            return bytes(file.read())
+
+    def exists(self) -> bool:
+        """Whether there is an object here."""
+        from pyarrow.fs import FileType
+
+        return bool(self.filesystem().get_file_info(self.path).type == FileType.File)
+
+    def write(self, data: bytes) -> None:
+        """Make or replace the object here; when this returns it is durable."""
+        with self.filesystem().open_output_stream(self.path) as file:
+            file.write(data)
+
+    def remove(self) -> None:
+        """Remove the object here. Raises FileNotFoundError."""
+        self.filesystem().delete_file(self.path)
+
+    def listed(self) -> dict[str, float]:
+        """The names of the objects right below this place, and when each was written, by the store's clock."""
+        from pyarrow.fs import FileSelector, FileType
+
+        found = self.filesystem().get_file_info(FileSelector(self.path, allow_not_found=True))
+        return {each.base_name: each.mtime_ns / 1e9 for each in found if each.type == FileType.File}
+
     def __truediv__(self, name: str) -> Place:
         """A place in this one; ``name`` may have several parts."""
         if not name or name.startswith("/") or any(part in ("", ".", "..") for part in name.split("/")):
@@ -144,8 +173,12 @@ def _normal(scheme: str, rest: str) -> str:
     """A URI's one spelling, without anything that could be a secret. What is refused is not repeated in the error."""
     bare, _, query = rest.partition("?")
     host, _, path = bare.partition("/")
-    whom = host.rpartition("@")[0]
-    if ":" in whom or (whom and not (scheme.startswith("abfs") or (scheme, whom) == ("gs", "anonymous"))):
+    whom, _, where = host.rpartition("@")
+    if scheme.startswith("abfs"):
+        where = re.sub(r":\d+$", "", where)  # a port
+    elif (scheme, whom) == ("gs", "anonymous"):
+        whom = ""
+    if ":" in whom + where or "%" in host or (whom and not scheme.startswith("abfs")):  # a secret may have a slash
         raise ValueError(
             f"a {scheme}:// URI must hold no credentials (what stands before the '@'): they come from the environment "
             "or the store's own chain, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or ~/.aws/credentials"
@@ -159,7 +192,7 @@ def _normal(scheme: str, rest: str) -> str:
             )
         if "@" in value or not value:
             raise ValueError(f"{name} in a {scheme}:// URI must be a plain value without credentials")
-    if not host.rpartition("@")[2]:
+    if not where:
         raise ValueError(f"a {scheme}:// URI must name a {'bucket' if scheme in ('s3', 'gs') else 'container'}")
     parts = [part for part in unquote(path).split("/") if part]
     if any(part in (".", "..") for part in parts):

@@ -1,7 +1,8 @@
 """The public face, in Ray's names and shapes: ``Tuner(train, param_space=…, tune_config=…, run_config=…).fit()``.
 
-A study lives in ``<storage_path>/<name>``. Running the same script again goes on where that study stands, and returns
-its results at once when it is over. Another space, metric, searcher or scheduler under the same name is refused.
+A study lives in ``<storage_path>/<name>``, on a disk or in an object store. Running the same script again goes on where
+that study stands, and returns its results at once when it is over. Another space, metric, searcher or scheduler under
+the same name is refused.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ import numpy as np
 
 from raytuner.budget import TimeBudget
 from raytuner.checkpoints import CheckpointConfig, Janitor, Store
-from raytuner.folder import Folder, Lock, NoStudy
+from raytuner.folder import Folder, NoStudy
 from raytuner.interrupts import Interrupts
+from raytuner.lock import Hold, take
 from raytuner.objective import Objective
 from raytuner.patience import PATIENCE_S, Patience, PatientJournal, StorageError
 from raytuner.protocols import SchedulingPolicy, SearchAlgorithm
@@ -38,6 +40,7 @@ from raytuner.session import Rules
 from raytuner.space import Constraint, Space, checked_constraints, code_name, pack, unpack
 from raytuner.spelling import current, make, spell
 from raytuner.stopper import StopRule, Watch, is_rule
+from raytuner.storage import Place
 from raytuner.trainable import Bound, Reserved, check, name_of, qualified_name
 from raytuner.trial import Config, Failure, Slot
 from raytuner.work import Work
@@ -142,18 +145,20 @@ class RunConfig:
     """Where and how to run.
 
     ``name``: of the study and its folder (default: the function's name and the time). ``storage_path``: the folder of
-    the study's folder (default ``~/raytuner_results``). ``stop``: when a trial ends before the scheduler ends it: a
-    dict of metric names and the value at or above which it does, e.g. ``{"training_iteration": 27}``; a function
-    ``(trial_id, result) -> bool``; or a `Stopper`. ``verbose``: 0 silent, 1 progress, 2 also each trial's end, 3 also
-    each trial's start. ``log_to_file``: what trials print goes to ``artifacts/<trial>/stdout`` and ``stderr`` too
-    (True), to one file of this name (a string), or to two (a pair). ``runtime_env``: Ray's, for the trials' processes.
-    ``stop_grace_s``: how many seconds a trial that was told to stop has for the step it is in and for returning;
-    after that its process is killed. ``storage_patience_s`` (not in Ray): for how many seconds a storage that is full,
-    closed to us or does not answer is tried again, before the study ends early and can be resumed.
+    the study's folder (default ``~/raytuner_results``): a path, or the URI of a place in an object store, such as
+    ``s3://bucket/sweeps``; credentials come from the environment or the store's own chain, never from the URI.
+    ``stop``: when a trial ends before the scheduler ends it: a dict of metric names and the value at or above which it
+    does, e.g. ``{"training_iteration": 27}``; a function ``(trial_id, result) -> bool``; or a `Stopper`. ``verbose``: 0
+    silent, 1 progress, 2 also each trial's end, 3 also each trial's start. ``log_to_file``: what trials print goes to
+    ``artifacts/<trial>/stdout`` and ``stderr`` too (True), to one file of this name (a string), or to two (a pair).
+    ``runtime_env``: Ray's, for the trials' processes. ``stop_grace_s``: how many seconds a trial that was told to stop
+    has for the step it is in and for returning; after that its process is killed. ``storage_patience_s`` (not in Ray):
+    for how many seconds a storage that is full, closed to us or does not answer is tried again, before the study ends
+    early and can be resumed.
     """
 
     name: str | None = None
-    storage_path: str | Path | None = None
+    storage_path: str | Path | Place | None = None
     stop: Mapping[str, float] | StopRule | None = None
     failure_config: FailureConfig = field(default_factory=FailureConfig)
     checkpoint_config: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -180,8 +185,8 @@ class RunConfig:
         for name, most in self.stop.items() if isinstance(self.stop, Mapping) else ():
             if not isinstance(name, str) or isinstance(most, bool) or not isinstance(most, (int, float)):
                 raise ValueError(f"stop must hold metric names and numbers, got {name!r}: {most!r}")
-        if self.storage_path is not None and "://" in str(self.storage_path):
-            raise ValueError(f"storage_path must be a local folder, got {str(self.storage_path)!r}")
+        if self.storage_path is not None:
+            Place.of(self.storage_path)
         _whole("verbose", self.verbose, least=0, or_else=0)
         _seconds("stop_grace_s", self.stop_grace_s)
         _seconds("storage_patience_s", self.storage_patience_s)
@@ -267,7 +272,7 @@ class Tuner:
             )
         self._search = GivenPoints(self._searcher, points, _top(self._scheduler)) if points else self._searcher
         self._search.build(self._space, 0)  # a searcher that cannot search this space says so now
-        storage = Path(self._run.storage_path or _STORAGE).expanduser().absolute()
+        storage = Place.of(self._run.storage_path or _STORAGE)
         name = self._run.name or f"{name_of(self._train)}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
         self._folder = Folder(storage / name)
 
@@ -285,20 +290,21 @@ class Tuner:
         from raytuner.journal import is_complete
         from raytuner.results import ResultGrid
 
-        with Lock(self._folder.root):
+        with take(self._folder.root) as hold:
             seed = self._known_seed()
             if seed is None or not is_complete(self._folder.root):
-                self._live(seed)
+                self._live(seed, hold)
         return ResultGrid(self._folder.root)
 
-    def _live(self, seed: int | None) -> None:
+    def _live(self, seed: int | None, hold: Hold) -> None:
         """One driver's life. The trials' processes warm up while the study is prepared."""
         executor = self._start()
         interrupts = Interrupts()
         finish = None
         try:
             with interrupts:
-                finish = self._drive(executor, self._begin() if seed is None else seed, lambda: interrupts.asked)
+                seed = self._begin() if seed is None else seed
+                finish = self._drive(executor, seed, hold, lambda: interrupts.asked)
                 executor.close()
         except StorageError as error:
             executor.close()
@@ -336,7 +342,7 @@ class Tuner:
             raise SystemExit(interrupts.status)
         return executor
 
-    def _drive(self, executor: RayActors | Inline, seed: int, asked: Callable[[], str | None]) -> Finish:
+    def _drive(self, executor: RayActors | Inline, seed: int, hold: Hold, asked: Callable[[], str | None]) -> Finish:
         from raytuner.driver import Driver
         from raytuner.executors.inline import Inline
         from raytuner.journal import Journal
@@ -358,7 +364,7 @@ class Tuner:
             return 0.0 if asked() else self._run.storage_patience_s
 
         with (
-            closing(Journal(self._folder.root)) as journal,
+            closing(Journal(self._folder.root, hold)) as journal,
             closing(Janitor(Store(self._folder.checkpoints), Patience(patience_s))) as shelf,
         ):
             driver = Driver(
@@ -392,6 +398,7 @@ class Tuner:
             *self._run.log_files,
             slot=self._slot if isinstance(self._slot, Slot) else Slot(),
             patience_s=self._run.storage_patience_s,
+            here=self._folder.here,
         )
         if self._inline:
             from raytuner.executors.inline import Inline
@@ -467,10 +474,10 @@ class Tuner:
         return ResultGrid(self._folder.root)
 
     @classmethod
-    def can_restore(cls, path: str | Path) -> bool:
+    def can_restore(cls, path: str | Path | Place) -> bool:
         """Whether there is a study in this folder."""
         try:
-            Folder(Path(path).expanduser()).read()
+            Folder(path).read()
         except NoStudy:
             return False
         return True
@@ -478,7 +485,7 @@ class Tuner:
     @classmethod
     def restore(
         cls,
-        path: str | Path,
+        path: str | Path | Place,
         trainable: Callable[..., Any] | type | Bound | Reserved,
         *,
         param_space: Mapping[str, Any] | None = None,
@@ -495,7 +502,7 @@ class Tuner:
         What `RunConfig` says of where the study is, how it retries and what it keeps is the study's own; the rest is as
         given here.
         """
-        folder = Folder(Path(path).expanduser().absolute())
+        folder = Folder(path)
         what = folder.read()
         run = run_config or RunConfig()
         stop: Any = what["stop"]

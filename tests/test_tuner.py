@@ -438,7 +438,7 @@ class TestAtTheDoor:
 
 
 def hold(folder: str, held: Any, done: Any) -> None:
-    from raytuner.folder import Lock
+    from raytuner.lock import FileLock as Lock
 
     with Lock(Path(folder)):
         held.set()
