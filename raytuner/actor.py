@@ -24,6 +24,7 @@ from raytuner.surroundings import clear_spares
 from raytuner.trial import Lease
 from raytuner.work import Work
 
+_FRAMES = 60  # of a stack that are shown
 _QUIET_S = 0.02  # an actor that has nothing to do for so long sweeps
 
 
@@ -66,6 +67,11 @@ class TrialActor:
     def unwind(self, trial: int, attempt: int, parked: bool) -> None:
         """End a lease: one that waits or is ``parked`` at once, a running one at its next report."""
         self._runner.unwind(trial, attempt, parked)
+
+    def stack(self) -> str:
+        """Where the trial stands that runs here: as a traceback, the call that it is in last."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        return "".join(traceback.format_stack(frame)[-_FRAMES:])
 
     def close(self) -> None:
         """Let go of what is parked here, and of what the user's code keeps between trials."""

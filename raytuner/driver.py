@@ -39,10 +39,11 @@ from raytuner.events import (
 from raytuner.journal import Row, events_of
 from raytuner.ledger import IllegalChange
 from raytuner.protocols import Clock, Executor, Searcher
+from raytuner.retry import Remedies
 from raytuner.space import plain
 from raytuner.stopper import Watch
 from raytuner.study import Deadlock, Study
-from raytuner.trial import UNDER_WAY, Reports, Why
+from raytuner.trial import UNDER_WAY, Failure, Reports, Why
 
 _log = logging.getLogger(__name__)
 
@@ -94,8 +95,10 @@ class Driver:
         listeners: Sequence[Listener] = (),
         watch: Watch | None = None,
         budget: TimeBudget | None = None,
+        remedies: Remedies | None = None,
     ) -> None:
         self._study = study
+        self._remedies = remedies
         self._searcher = searcher
         self._journal = journal
         self._shelf = shelf
@@ -172,6 +175,7 @@ class Driver:
             return []  # too late: this attempt is dead, and what it says does not count
         if isinstance(event, Failed):
             self._failed.add(event.trial)
+            event = self._remedied(event)
         if self._watch is not None and isinstance(event, Ended):
             event = self._watch.consult(event)
         if isinstance(event, StopAsked):
@@ -192,6 +196,13 @@ class Driver:
                     self._rows.append(command)
                     self._outbox.append(command)
         return answers
+
+    def _remedied(self, failed: Failed) -> Failed:
+        """A failure, with what the user would change because of it."""
+        if self._remedies is None or failed.failure not in (Failure.OUT_OF_MEMORY, Failure.HOST_OUT_OF_MEMORY):
+            return failed
+        entry = self._study.ledger[failed.trial]
+        return replace(failed, remedy=self._remedies.find(entry.effective.config, failed.message, entry.failures))
 
     def _answer(self, ask: Ask) -> Proposed:
         answer = self._searcher.ask(ask.trial, ask.until, ask.pending)

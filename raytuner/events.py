@@ -6,9 +6,10 @@ sequence of its events; `raytuner.journal` writes them down and gives them back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from raytuner.actions import Answer, Fork, Resume, Start
 from raytuner.trial import Failure, Lease, Metrics, Observation, Pending, Report, Slot, State, Why
@@ -112,7 +113,11 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An attempt failed; ``message`` is the traceback or what is known."""
+    """An attempt failed; ``message`` is the traceback or what is known.
+
+    ``remedy``: what is changed of the trial's configuration from now on; the user's ``on_oom`` said so, as memory was
+    short.
+    """
 
     at: float
     trial: int
@@ -120,6 +125,7 @@ class Failed:
     failure: Failure
     message: str
     spent: float = 0.0
+    remedy: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -659,7 +659,8 @@ def _encode(row: Row) -> dict[str, Any]:
                 "data": _json(dict(metrics)),
                 "spent": spent,
             }
-        case Failed(at, trial, attempt, failure, message, spent):
+        case Failed(at, trial, attempt, failure, message, spent, remedy):
+            changed = {} if remedy is None else {"data": _json(dict(remedy))}
             return {
                 "kind": "failed",
                 "at": at,
@@ -668,6 +669,7 @@ def _encode(row: Row) -> dict[str, Any]:
                 "what": failure.name,
                 "text": _utf8(message),
                 "spent": spent,
+                **changed,
             }
         case Ticked(at):
             return {"kind": "ticked", "at": at}
@@ -727,7 +729,8 @@ def _known(row: Mapping[str, Any]) -> Row:
             metrics = _value(row["data"])
             return Ended(at, trial, attempt, How[row["what"]], step, row["level"], metrics, row["spent"])
         case "failed":
-            return Failed(at, trial, attempt, Failure[row["what"]], row["text"], row["spent"])
+            remedy = _value(row["data"]) if row["data"] else None
+            return Failed(at, trial, attempt, Failure[row["what"]], row["text"], row["spent"], remedy)
         case "ticked":
             return Ticked(at)
         case "stop_asked":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import overload
+from dataclasses import dataclass, field, replace
+from typing import Any, overload
 
+from raytuner.retry import Tally, merged
 from raytuner.trial import LEGAL, Metrics, Observation, Pending, Slot, State, Trial
 
 
@@ -25,8 +26,8 @@ class Entry:
     ``heard``: what the scheduler last judged of its present
     lease, if it judges every report. ``slot``: what it reserves, if that is not what the study's trials do.
     ``parked``: whether its function may still wait where its last lease ended.
-    ``errors``, ``losses``: failures so far, and workers lost
-    since it last made progress; ``tries``: both, never reset.
+    ``failures``: so far, by class; ``tries``: how many. ``remedy``: what was changed of its configuration, so that it
+    fits into memory.
     """
 
     trial: Trial
@@ -46,10 +47,15 @@ class Entry:
     heard: Observation | None = None
     slot: Slot | None = None
     parked: bool = False
-    errors: int = 0
-    losses: int = 0
+    failures: Tally = field(default_factory=Tally)
     tries: int = 0
+    remedy: Mapping[str, Any] = field(default_factory=dict)
     spent: float = 0.0
+
+    @property
+    def effective(self) -> Trial:
+        """The trial with the configuration that it runs with."""
+        return replace(self.trial, config=merged(self.trial.config, self.remedy)) if self.remedy else self.trial
 
     @property
     def newest(self) -> tuple[int, int] | None:

@@ -16,11 +16,12 @@ import pyarrow.compute as pc
 
 from raytuner.actions import Fork, Proposal, Resume, Start
 from raytuner.checkpoints import Checkpoint, Store
-from raytuner.events import Checkpointed, Drop, Ended, How, Loaded, Over, Proposed
+from raytuner.events import Checkpointed, Drop, Ended, Failed, How, Loaded, Over, Proposed
 from raytuner.folder import Folder
 from raytuner.held import Held
 from raytuner.journal import METRIC, REPORTS, Record, metric_column, read, text_of
 from raytuner.objective import AUTOMATIC, Objective
+from raytuner.retry import merged
 from raytuner.space import pack
 from raytuner.storage import Place
 from raytuner.trial import Config, Metrics, State, Why
@@ -46,6 +47,7 @@ class Result:
     the place of which trials it came, ``chain`` says, the first of them first and itself last: together they are one
     ``member`` of a population, with the first one's number ("": it was to take another's place, and found nothing to
     begin from). ``schedule``: from which step on its weights were trained with which configuration, its own last.
+    ``remedy``: what ``on_oom`` changed of its configuration, so that it fitted into memory.
     """
 
     trial_id: str
@@ -61,6 +63,7 @@ class Result:
     member: str = ""
     chain: Sequence[str] = ()
     schedule: Sequence[tuple[int, Config]] = ()
+    remedy: Config = field(default_factory=dict)
     _reports: pa.Table = field(repr=False, compare=False, default=None)
 
     @property
@@ -248,7 +251,7 @@ class ResultGrid(Sequence[Result]):
             row |= {name: value for name, value in metrics.get(result.trial_id, {}).items() if name != "trial_id"}
             row |= {"state": result.state.value, "why": result.why, "parent": result.parent}
             row |= {"member": result.member or None, "logdir": result.path}
-            rows.append(row | dict(_flat(result.config, "config/")))
+            rows.append(row | dict(_flat(result.config, "config/")) | dict(_flat(result.remedy, "remedy/")))
         names = dict.fromkeys(name for row in rows for name in row) or _ALWAYS
         return pa.table({name: _column([row.get(name) for row in rows], name in _ALWAYS) for name in names})
 
@@ -260,6 +263,7 @@ def _results(folder: Folder, record: Record) -> list[Result]:
     nobodies: set[int] = set()
     begun: dict[int, tuple[int, int]] = {}  # forks: trial and step of the checkpoint that they began from
     schedules: dict[int, tuple[tuple[int, Config], ...]] = {}
+    remedies: dict[int, Config] = {}
     over: dict[int, Over] = {}
     paused: set[int] = set()
     rungs: dict[int, int] = {}
@@ -279,6 +283,8 @@ def _results(folder: Folder, record: Record) -> list[Result]:
                 begun[trial] = source, step
                 before = [(since, config) for since, config in schedules[source] if since < step]
                 schedules[trial] = (*before, (step, configs[trial][0]))
+            case Failed(trial=trial, remedy=remedy) if remedy:
+                remedies[trial] = merged(remedies.get(trial, {}), remedy)
             case Over(trial, why=why):
                 over[trial] = row
                 if why is Why.NO_SOURCE and len(chains[trial]) > 1:  # it took nobody's place
@@ -325,6 +331,7 @@ def _results(folder: Folder, record: Record) -> list[Result]:
                 member="" if trial in nobodies else str(chains[trial][0]),
                 chain=tuple(map(str, chains[trial])),
                 schedule=schedules.get(trial, ()),
+                remedy=remedies.get(trial, {}),
                 _reports=record.reports,
             )
         )

@@ -30,6 +30,7 @@ from raytuner.events import Checkpointed, Ended, Failed, How, Loaded
 from raytuner.mailbox import Frame, Leases, Outbox, Said, row_of
 from raytuner.objective import AUTOMATIC, Objective
 from raytuner.patience import PATIENCE_S, Patience, StorageError, always, is_outage
+from raytuner.retry import out_of_memory
 from raytuner.surroundings import Surroundings
 from raytuner.trial import UNDER_WAY, Failure, Lease, Slot
 from raytuner.uploads import Uploads
@@ -37,6 +38,10 @@ from raytuner.uploads import Uploads
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+class NotReportable(TypeError):
+    """A metric is of a kind that no table can hold."""
 
 
 class TrialEnded(BaseException):
@@ -52,9 +57,9 @@ class Rules:
     (0: only at the ends of leases). ``grace_s``: how long an unwound function may take to return. ``objective``: the
     first report must hold its metric, and no report may hold one that cannot be ranked. ``checkpoint_at_end``: class
     trainables save where they end. ``chdir``: a working directory for each trial; ``stdout``, ``stderr``: files in it
-    for what it prints. ``patience_s``: how long the storage may fail before the trial ends for that. ``here``: the
-    folder of trials' own folders' folder on the machine they run on, by the study's name; may begin with ``~`` (None:
-    that of the checkpoints' folder).
+    for what it prints. ``heartbeat_timeout_s``: a trial that reports nothing for so long hangs. ``patience_s``: how
+    long the storage may fail before the trial ends for that. ``here``: the folder of trials' own folders' folder on the
+    machine they run on, by the study's name; may begin with ``~`` (None: that of the checkpoints' folder).
     """
 
     checkpoints: Path
@@ -67,6 +72,7 @@ class Rules:
     chdir: bool = False
     stdout: str | None = None
     stderr: str | None = None
+    heartbeat_timeout_s: float | None = None
     slot: Slot = field(default_factory=Slot)
     patience_s: float = PATIENCE_S
     here: Path | None = None
@@ -404,7 +410,8 @@ class Session:
         except BaseException as error:
             lines = traceback.format_exception(error.with_traceback(_without_us(error.__traceback__)))
             if not self._over:
-                return self._failed(Failure.ERROR, "".join(lines))
+                kind = Failure.NOT_REPORTABLE if isinstance(error, NotReportable) else out_of_memory(error)
+                return self._failed(kind or Failure.ERROR, "".join(lines))
             _log.warning("trial %d raised an error when it was told to end:\n%s", self.lease.trial.id, "".join(lines))
         return self._refused or self._ended(self._how)
 
@@ -507,13 +514,13 @@ def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     NumPy scalars and one-element tensors become Python's. Raises TypeError for anything else, naming it.
     """
     if not isinstance(metrics, Mapping):
-        raise TypeError(f"report() takes a dict of metrics, got {type(metrics).__name__}: {metrics!r:.80}")
+        raise NotReportable(f"report() takes a dict of metrics, got {type(metrics).__name__}: {metrics!r:.80}")
     if not prefix and all(type(value) in _SCALARS for value in metrics.values()) and _all_text(metrics):
         return dict(metrics)  # as nearly all are
     flat: dict[str, Any] = {}
     for name, value in metrics.items():
         if not isinstance(name, str):
-            raise TypeError(f"metric names must be strings, got {name!r}")
+            raise NotReportable(f"metric names must be strings, got {name!r}")
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{name}/")
         else:
@@ -548,7 +555,9 @@ def _plain(name: str, value: Any) -> Any:
         plain = item() if callable(item) else value
         if type(plain) in (bool, int, float, str):
             return plain
-    raise TypeError(f"metric {name!r} must be a number, a string or a bool, got {type(value).__name__}: {value!r:.80}")
+    raise NotReportable(
+        f"metric {name!r} must be a number, a string or a bool, got {type(value).__name__}: {value!r:.80}"
+    )
 
 
 def _size(value: Any) -> int | None:

@@ -44,7 +44,7 @@ from raytuner.events import (
 from raytuner.ledger import Entry, IllegalChange, Ledger
 from raytuner.objective import Objective
 from raytuner.protocols import Scheduler
-from raytuner.retry import Retries
+from raytuner.retry import Retries, fingerprint, merged
 from raytuner.trial import Config, Failure, Lease, Observation, Slot, State, Trial, Why
 
 
@@ -54,6 +54,10 @@ class Deadlock(Exception):
 
 _GIVEN_UP = {
     Failure.ERROR: Why.ERROR,
+    Failure.OUT_OF_MEMORY: Why.OUT_OF_MEMORY,
+    Failure.HOST_OUT_OF_MEMORY: Why.HOST_OUT_OF_MEMORY,
+    Failure.HUNG: Why.HUNG,
+    Failure.NOT_REPORTABLE: Why.NOT_REPORTABLE,
     Failure.LOST: Why.LOST,
     Failure.NO_METRIC: Why.NO_VALUE,
     Failure.NOT_FINITE: Why.NO_VALUE,
@@ -107,6 +111,8 @@ class Study:
         self._held: Counter[tuple[int, int]] = Counter()
         # Trials that replaced each other, oldest first, without those that have no checkpoint any more: shared by all.
         self._chains: dict[int, list[Entry]] = {}
+        self._fared = False  # whether any trial has reported a value
+        self._way, self._same = "", 0  # how the last trial failed that did, and how many did before it in a row
         self._stopping: Finish | None = None
         self._saving: set[int] = set()  # trials that make one more step, to save it, while the study ends early
         self._out: list[Command] = []
@@ -221,7 +227,7 @@ class Study:
         entry = self.ledger[event.trial]
         if event.step in entry.checkpoints:
             return
-        entry.losses = 0
+        entry.failures.progressed()
         entry.checkpoints[event.step] = self._checkpoint_config.score(event.metrics)
         entry.digests[event.step] = event.digest
         self._release(entry)
@@ -241,7 +247,8 @@ class Study:
             if self._each_report and not event.metrics:
                 self._save(entry, event.at)  # its lease never began: it is still parked at its last report
             return
-        entry.losses, entry.heard = 0, None
+        entry.heard = None
+        entry.failures.progressed()
         if event.step >= entry.step and event.metrics:
             entry.step, entry.level, entry.metrics = event.step, event.level, event.metrics
         entry.parked = event.how.parks
@@ -288,16 +295,27 @@ class Study:
                 self._stop_asked(f"{event.failure.value}: {event.message}")
             return
         entry.tries += 1
-        if event.failure is Failure.LOST:
-            entry.losses += 1
-        else:
-            entry.errors += 1
-        if self._retries.again(event.failure, entry.errors, entry.losses):
+        entry.failures.add(event.failure, event.message)
+        if event.remedy is not None:
+            entry.remedy = merged(entry.remedy, event.remedy)
+        if self._retries.again(event.failure, entry.failures, event.remedy is not None):
             entry.since, entry.origin = None, entry.newest[1] if entry.newest else 0
             self._repeat(entry)
         else:
             self._over(entry, _GIVEN_UP[event.failure], event.message)
             self._observe(entry, None, (), event.failure)
+            self._suspect_a_bug(event)
+
+    def _suspect_a_bug(self, event: Failed) -> None:
+        """End the study early if all its trials so far have failed in the same way."""
+        seen, most = fingerprint(event.failure, event.message), self._retries.max_same
+        self._same = self._same + 1 if seen == self._way else 1
+        self._way = seen
+        if most is None or self._fared or self._same < most or self._stopping is not None or self._all_over():
+            return
+        failed = self.ledger.counts()[State.FAILED]
+        if self._same == failed:
+            self._stop_asked(f"the first {failed} trials all failed in the same way:\n{event.message}")
 
     def _stop_asked(self, reason: str, for_good: bool = False) -> None:
         self._stopping = Finish(for_good, reason)
@@ -407,6 +425,7 @@ class Study:
             chain[:] = [each for each in chain if each.checkpoints or not each.state.over]
 
     def _note_best(self, entry: Entry, value: float | None) -> None:
+        self._fared = self._fared or value is not None
         if value is None or entry.until < self._best_until:
             return
         if self.best is None or entry.until > self._best_until or value < self.best[0]:
@@ -538,7 +557,7 @@ class Study:
         self._out.append(
             Run(
                 Lease(
-                    trial=entry.trial,
+                    trial=entry.effective,
                     attempt=entry.attempt,
                     until=entry.until,
                     checkpoint=checkpoint,

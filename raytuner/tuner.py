@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from raytuner.lock import Hold, take
 from raytuner.objective import Objective
 from raytuner.patience import PATIENCE_S, Patience, PatientJournal, StorageError
 from raytuner.protocols import SchedulingPolicy, SearchAlgorithm
-from raytuner.retry import Retries
+from raytuner.retry import Remedies, Retries
 from raytuner.schedulers import SCHEDULERS, FIFOScheduler, PopulationBasedTrainingReplay, ResourceChangingScheduler
 from raytuner.schedulers.explore import built, completed
 from raytuner.searchers import SEARCHERS, GridSearch, RandomSearch, SobolSearch
@@ -126,14 +126,30 @@ class FailureConfig:
     good ends the study, which can be resumed; ``"raise"``: and `Tuner.fit` raises its error. ``on_nan``: a metric that
     is no finite number fails its trial at once (``"fail"``), or only where it is to be compared, at a rung or at the
     trial's end (``"ignore"``).
+
+    Not in Ray (`raytuner.retry` has a table of what fails how): ``heartbeat_timeout_s``: a trial that reports nothing
+    for so many seconds hangs; where it stands goes into its error, its process is ended, and it runs again, once
+    (None: it may take as long as it likes). ``max_same_failures``: if the first so many trials all fail, in the same
+    way, the study ends early and can be resumed once the bug is mended (None: it never does). ``on_oom``: a function
+    ``(config, error, times) -> dict | None`` that is asked, in the driver, when a GPU's or the machine's memory was too
+    small for a trial: what it returns is changed of the configuration that the trial runs with from then on, e.g.
+    ``{"batch_size": config["batch_size"] // 2}``, or more memory, where resources are a function of the configuration;
+    None: the trial cannot be helped. Searchers go on seeing the configuration they proposed.
     """
 
     max_failures: int = 0
     fail_fast: bool | str = False
     on_nan: str = "fail"
+    heartbeat_timeout_s: float | None = None
+    max_same_failures: int | None = 5
+    on_oom: Callable[[dict[str, Any], str, int], Mapping[str, Any] | None] | None = None
 
     def __post_init__(self) -> None:
-        Retries(self.max_failures)
+        Retries(self.max_failures, max_same=self.max_same_failures)
+        if self.heartbeat_timeout_s is not None:
+            _seconds("heartbeat_timeout_s", self.heartbeat_timeout_s)
+        if self.on_oom is not None and not callable(self.on_oom):
+            raise TypeError(f"on_oom must be a function (config, error, times), got {self.on_oom!r:.80}")
         if self.fail_fast != "raise" and not isinstance(self.fail_fast, bool):
             raise ValueError(f"fail_fast must be True, False or 'raise', got {self.fail_fast!r}")
         if self.on_nan not in ("fail", "ignore"):
@@ -376,6 +392,7 @@ class Tuner:
                 [progress] if self._run.verbose else [],
                 Watch(next(self._stop_rules)) if is_rule(self._run.stop) else None,
                 budget,
+                None if (on_oom := self._run.failure_config.on_oom) is None else Remedies(on_oom),
             )
 
             def drive() -> Finish:
@@ -396,6 +413,7 @@ class Tuner:
             isinstance(self._train, type) if at_end is None else at_end,  # as in Ray
             self._config.chdir_to_trial_dir,
             *self._run.log_files,
+            self._run.failure_config.heartbeat_timeout_s,
             slot=self._slot if isinstance(self._slot, Slot) else Slot(),
             patience_s=self._run.storage_patience_s,
             here=self._folder.here,
@@ -515,7 +533,7 @@ class Tuner:
             name=folder.name,
             storage_path=folder.root.parent,
             stop=stop,
-            failure_config=FailureConfig(**what["failure_config"]),
+            failure_config=_failure_config(what["failure_config"], run.failure_config),
             checkpoint_config=CheckpointConfig(**what["checkpoint_config"]),
         )
         config = tune_config or TuneConfig(
@@ -563,12 +581,18 @@ class Tuner:
             self._objective,
             built(self._scheduler, seed, self._space.feasible if self._space.constraints else None),
             self._trials,
-            Retries(self._run.failure_config.max_failures),
+            Retries(self._run.failure_config.max_failures, max_same=self._max_same),
             self._run.checkpoint_config,
             bool(self._run.failure_config.fail_fast),
             each_report=is_rule(self._run.stop),
             allocate=self._allocation,
         )
+
+    @property
+    def _max_same(self) -> int | None:
+        """`FailureConfig.max_same_failures`, which studies that were begun before there was such a rule do without."""
+        rules: dict[str, Any] = self._folder.read()["failure_config"] if self._folder.exists() else {}
+        return rules.get("max_same_failures")
 
     # ------------------------------------------------------------------------------------------- what the study is
 
@@ -583,7 +607,12 @@ class Tuner:
         for name in _IDENTITY:
             if name == "space" and known.get("space") != what["space"]:
                 differences += _space_differences(known.get("space"), self._space)
-            elif (was := {**_LATER.get(name, {}), **known[name]} if name in _LATER else known.get(name)) != what[name]:
+            elif name == "failure_config":
+                rules = {**what[name], **_FIRST_RULES, **known[name]}
+                differences += [
+                    f"{each}: {rules[each]!r} became {now!r}" for each, now in what[name].items() if rules[each] != now
+                ]
+            elif (was := known.get(name)) != what[name]:
                 differences.append(f"{name}: {_brief(was)} became {_brief(what[name])}")
         seed = known["seed"]
         if self._config.seed not in (None, seed):
@@ -614,7 +643,7 @@ class Tuner:
             "search_alg": spell(self._searcher, SEARCHERS),
             "scheduler": spell(self._scheduler, SCHEDULERS),
             "stop": _stop_rule(self._run.stop),
-            "failure_config": asdict(self._run.failure_config),
+            "failure_config": _failure_rules(self._run.failure_config),
             "checkpoint_config": asdict(self._run.checkpoint_config),
             "max_concurrent_trials": self._config.max_concurrent_trials,
             "time_budget_s": self._config.budget_s,
@@ -644,8 +673,8 @@ _IDENTITY = (
 )
 """What a study must share with the one in its folder to go on with it: everything its decisions depend on."""
 
-_LATER: Mapping[str, Mapping[str, Any]] = {"failure_config": {"on_nan": "fail"}}
-"""Settings that studies of the first version did not have, as they were then."""
+_FIRST_RULES: Mapping[str, Any] = {"on_nan": "fail"}
+"""Of `FailureConfig`, as studies of the first version had it, which did not record it."""
 
 _ABSENT: Mapping[str, Any] = {
     "constraints": [],
@@ -775,6 +804,20 @@ def _stop_rule(stop: Mapping[str, float] | StopRule | None) -> dict[str, Any]:
     if stop is None or isinstance(stop, Mapping):
         return dict(stop or {})
     return {"function": code_name(stop)}
+
+
+def _failure_rules(config: FailureConfig) -> dict[str, Any]:
+    """What to do with failing trials, as JSON; of what is code the name."""
+    rules = {each.name: getattr(config, each.name) for each in fields(config)}
+    return rules | {"on_oom": None if config.on_oom is None else code_name(config.on_oom)}
+
+
+def _failure_config(recorded: Mapping[str, Any], given: FailureConfig) -> FailureConfig:
+    """The recorded rules; what is code must be given again."""
+    rules = {**_FIRST_RULES, "max_same_failures": None, **recorded}
+    if (name := rules.get("on_oom")) and given.on_oom is None:
+        raise ValueError(f"run_config=RunConfig(failure_config=FailureConfig(on_oom=…)) must be given again: {name}")
+    return FailureConfig(**{**rules, "on_oom": given.on_oom if name else None})
 
 
 def _lives_of(rule: StopRule) -> Iterator[StopRule]:

@@ -557,19 +557,22 @@ def actors() -> int:
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        (3, "TypeError: report() takes a dict of metrics, got int: 3"),
-        ([("loss", 1)], "TypeError: report() takes a dict of metrics, got list: [('loss', 1)]"),
-        (None, "TypeError: report() takes a dict of metrics, got NoneType: None"),
-        ({"loss": [1, 2]}, "TypeError: metric 'loss' must be a number, a string or a bool, got list: [1, 2]"),
+        (3, "raytuner.session.NotReportable: report() takes a dict of metrics, got int: 3"),
+        ([("loss", 1)], "raytuner.session.NotReportable: report() takes a dict of metrics, got list: [('loss', 1)]"),
+        (None, "raytuner.session.NotReportable: report() takes a dict of metrics, got NoneType: None"),
+        (
+            {"loss": [1, 2]},
+            "raytuner.session.NotReportable: metric 'loss' must be a number, a string or a bool, got list: [1, 2]",
+        ),
         (
             {"loss": np.zeros(2)},
-            "TypeError: metric 'loss' must be a number, a string or a bool, got ndarray: array([0., 0.])",
+            "raytuner.session.NotReportable: metric 'loss' must be a number, a string or a bool, got ndarray: array([0., 0.])",
         ),
         (
             {"loss": 1.0, "time": {"load": {1, 2}}},
-            "TypeError: metric 'time/load' must be a number, a string or a bool, got set: {1, 2}",
+            "raytuner.session.NotReportable: metric 'time/load' must be a number, a string or a bool, got set: {1, 2}",
         ),
-        ({1: 2.0}, "TypeError: metric names must be strings, got 1"),
+        ({1: 2.0}, "raytuner.session.NotReportable: metric names must be strings, got 1"),
     ],
 )
 def test_a_report_that_is_no_mapping_of_scalars(said: Any, message: str, tmp_path: Path) -> None:

@@ -393,7 +393,7 @@ def test_a_failed_storage_is_charged_to_nobody(fast_path: Path) -> None:
     assert failed[-1].failure is Failure.STORAGE
     entry = life.study.ledger[failed[-1].trial]
     before = [row for row in failed[:-1] if row.trial == failed[-1].trial]
-    assert (entry.tries, entry.errors + entry.losses) == (len(before), len(before))
+    assert (entry.tries, entry.failures.total.total()) == (len(before), len(before))
     assert not any(isinstance(row, Retry) for row in list(read(fast_path).rows)[-2:])
 
 

@@ -412,8 +412,8 @@ def test_the_traceback_begins_with_the_users_code(desk: Callable[..., Desk]) -> 
 
     failed = desk(train).run()
     assert isinstance(failed, Failed)
-    assert failed.failure is Failure.ERROR
+    assert failed.failure is Failure.NOT_REPORTABLE
     lines = failed.message.splitlines()
     assert lines[0] == "Traceback (most recent call last):"
     assert "test_session.py" in lines[1]
-    assert lines[-1].startswith("TypeError: report() takes a dict of metrics, got list")
+    assert lines[-1].startswith("raytuner.session.NotReportable: report() takes a dict of metrics, got list")

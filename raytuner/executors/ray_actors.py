@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from raytuner.actor import TrialActor
 from raytuner.events import Checkpointed, Ended, Event, Failed, How, Loaded, Reported, Slots
@@ -39,6 +39,7 @@ _AHEAD = 31  # leases that may wait in an actor at most
 _AHEAD_S = 0.06  # and how long they may take together
 _STUCK_S = 0.25  # leases that wait behind one that takes longer are given to others
 _SCATTERED_S = 5.0  # an actor that is not up by then may have found no place
+_STACK_S = 5.0  # how long an actor may take to say what its trial is doing
 _HOPELESS = 6  # after so many times that, one that is larger than it need be is given up
 
 
@@ -63,6 +64,9 @@ class _Worker:
     late: int = 0  # how often it was looked at and not up
     guest: int | None = None  # the trial that was parked here when the last lease was given
     withdrawn: Any = None  # the reference to leases that it gives back
+    spoke: float = 0.0  # when it was last heard
+    stack: Any = None  # the reference to what its trial is doing, asked for when it had said nothing for too long
+    asked: float = 0.0  # when that was
 
 
 class RayActors:
@@ -105,7 +109,7 @@ class RayActors:
         self._moved: set[int] = set()  # trials that were given another actor, free of charge: each is once
         self._least = self._slot if resizes else None  # of each resource that a trial asked for
         self._modest: set[int] = set()  # trials that could not be given more than the least, for now
-        self._grace_s = rules.grace_s
+        self._grace_s, self._heartbeat_s = rules.grace_s, rules.heartbeat_timeout_s
         self._deadlines: dict[tuple[int, int], float] = {}  # when unwound leases must be over
         self._ahead_allowed, self._ahead, self._lease_s = ahead, 0, 0.2
         self._announced = 0  # as whoever listens takes it to be
@@ -150,15 +154,19 @@ class RayActors:
             timeout_s = 0.0
         waiting = {worker.up if worker.stream is None else worker.stream: worker for worker in self._workers}
         waiting |= {worker.withdrawn: worker for worker in self._workers if worker.withdrawn is not None}
+        waiting |= {worker.stack: worker for worker in self._workers if worker.stack is not None}
         for key in self._wait(list(waiting), timeout_s):
             worker = waiting[key]
             if key is worker.withdrawn:
                 self._take_back(worker)
+            elif key is worker.stack:
+                self._end_hung(worker)
             elif worker.stream is None:
                 self._welcome(worker)
             else:
                 self._hear(worker)
         self._end_overdue()
+        self._look_for_hung()
         self._announce()
         events = list(self._events)
         self._events.clear()
@@ -186,6 +194,7 @@ class RayActors:
         if self._by_size:
             limits += [worker.since + _SCATTERED_S - now for worker in self._coming()]
         limits += [due - now for due in self._deadlines.values()]
+        limits += [self._silent_until(worker) - now for worker in self._workers if self._is_watched(worker)]
         limit = max(0.0, min(limits)) if limits else None
         if not keys:
             assert limit is not None, "nothing runs, and somebody waits for it"
@@ -237,16 +246,20 @@ class RayActors:
         if not self._by_size:
             self._hire(worker.slot)
 
-    def _bury(self, worker: _Worker, error: Exception) -> None:
-        """An actor died, or its node did, or what it said and nobody had fetched is gone."""
+    def _bury(self, worker: _Worker, error: Exception, failure: Failure = Failure.LOST) -> None:
+        """An actor died, or its node did, or what it said and nobody had fetched is gone; or it is to die."""
+        if worker not in self._workers:
+            return
+        if isinstance(error, OutOfMemoryError):
+            failure = Failure.HOST_OUT_OF_MEMORY
         last: Ended | Failed | None = None
         if worker.leases:
             first = worker.leases.popleft()
             trial = first.trial.id
             if self._deadlines.pop((trial, first.attempt), None) is not None:
                 last = _unwound(first)
-            elif worker.heard or trial in self._moved:
-                last = _failed(first, Failure.LOST, str(error))
+            elif worker.heard or trial in self._moved or failure is Failure.HUNG:
+                last = _failed(first, failure, str(error))
             else:  # its actor died before it began, perhaps of the trial that was there before
                 self._moved.add(trial)
                 worker.leases.appendleft(first)
@@ -266,6 +279,41 @@ class RayActors:
                 if self._deadlines.get(first, now) < now:
                     _log.warning("trial %d did not end within %g s and is killed", first[0], self._grace_s)
                     self._bury(worker, TimeoutError())
+
+    def _is_watched(self, worker: _Worker) -> bool:
+        """Whether a trial runs in an actor that must speak now and then."""
+        running = worker.stream is not None and worker.leases and worker.leases[0] not in worker.unsent
+        return bool(self._heartbeat_s and running)
+
+    def _silent_until(self, worker: _Worker) -> float:
+        """When an actor will have said nothing for too long, or not have told for too long what it is doing."""
+        if worker.stack is not None:
+            return worker.asked + _STACK_S
+        return max(worker.spoke, worker.since) + (self._heartbeat_s or 0.0)
+
+    def _look_for_hung(self) -> None:
+        now = time.monotonic()
+        for worker in [each for each in self._workers if self._is_watched(each) and self._silent_until(each) <= now]:
+            if worker.stack is None:
+                worker.stack, worker.asked = worker.actor.stack.remote(), now
+            else:
+                self._end_hung(worker, f"its process did not say within {_STACK_S:g} s what it was doing")
+
+    def _end_hung(self, worker: _Worker, doing: str | None = None) -> None:
+        """An actor that said nothing for too long is ended, unless it has spoken after all."""
+        stack, worker.stack = worker.stack, None
+        if not self._is_watched(worker) or max(worker.spoke, worker.since) > worker.asked:
+            return
+        if doing is None:
+            try:
+                doing = ray.get(stack)
+            except RayError as error:
+                self._bury(worker, error)
+                return
+        first = worker.leases[0].trial.id
+        _log.warning("trial %d reported nothing for %g s: its process is ended", first, self._heartbeat_s)
+        message = f"nothing was reported for {self._heartbeat_s:g} s; where it stood:\n{doing}"
+        self._bury(worker, TimeoutError(message), Failure.HUNG)
 
     # ------------------------------------------------------------------------------------------------------ leases
 
@@ -442,6 +490,7 @@ class RayActors:
             wrong = error.cause if isinstance(error, RayTaskError) else error
             self._bury(worker, wrong if isinstance(wrong, Exception) else error)
             return
+        worker.spoke = time.monotonic()
         for item in batch:
             if isinstance(item, Reports):
                 worker.heard = True
