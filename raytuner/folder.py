@@ -22,7 +22,7 @@ from typing import Any, Self
 from raytuner import __version__
 from raytuner.durable import make_folders, sync_folder
 
-FORMAT = 2
+FORMAT = 3
 
 
 class StudyInUse(Exception):

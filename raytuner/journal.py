@@ -27,6 +27,7 @@ from raytuner.actions import Answer, Exhausted, Fork, Proposal, Resume, Start, W
 from raytuner.durable import make_folders, sync_file, sync_folder
 from raytuner.events import (
     Checkpointed,
+    Damaged,
     Decision,
     Drop,
     Ended,
@@ -38,6 +39,7 @@ from raytuner.events import (
     Opened,
     Over,
     Proposed,
+    Quarantine,
     Reported,
     Retry,
     Slots,
@@ -48,7 +50,7 @@ from raytuner.segments import DamagedSegment, SegmentWriter, Turn, read_segment,
 from raytuner.space import pack, unpack
 from raytuner.trial import Failure, Report, Reports, Slot, State, Why
 
-FORMAT = 2
+FORMAT = 3
 
 JOURNAL = pa.schema(
     [
@@ -62,7 +64,9 @@ JOURNAL = pa.schema(
         pa.field("level", pa.float64()),  # value of the time attribute
         pa.field("spent", pa.float64()),  # seconds of slot time
         pa.field("source", pa.int64()),  # fork: the trial it continues; loaded: the checkpoint's
-        pa.field("number", pa.int64()),  # opened: epoch; slots: number; finish, stop_asked: 1 for good; fork: replaces
+        pa.field(
+            "number", pa.int64()
+        ),  # opened: epoch; slots: how many; checkpointed: bytes; finish, stop_asked: 1 for good; fork: replaces
         pa.field("what", pa.string()),  # ended: how; failed: failure; over: state; proposed: kind of answer
         pa.field("why", pa.string()),  # over: the reason's name
         pa.field("config", pa.string()),  # proposed, start, fork: JSON
@@ -496,16 +500,18 @@ def _encode(row: Row) -> dict[str, Any]:
             }
         case Reported(at, trial, attempt, reports):
             said = [
-                [report.step, report.level, dict(report.metrics), report.at, report.checkpoint] for report in reports
+                [report.step, report.level, dict(report.metrics), report.at, report.checkpoint, report.nbytes]
+                for report in reports
             ]
             return {"kind": "reported", "at": at, "trial": trial, "attempt": attempt, "data": _json(said)}
-        case Checkpointed(at, trial, attempt, step, metrics, digest):
+        case Checkpointed(at, trial, attempt, step, metrics, digest, nbytes):
             return {
                 "kind": "checkpointed",
                 "at": at,
                 "trial": trial,
                 "attempt": attempt,
                 "step": step,
+                "number": nbytes,
                 "data": _json(dict(metrics)),
                 "text": digest,
             }
@@ -541,6 +547,17 @@ def _encode(row: Row) -> dict[str, Any]:
                 "text": _utf8(message),
                 "spent": spent,
             }
+        case Damaged(at, trial, attempt, source, step, message, spent):
+            return {
+                "kind": "damaged",
+                "at": at,
+                "trial": trial,
+                "attempt": attempt,
+                "source": source,
+                "step": step,
+                "text": _utf8(message),
+                "spent": spent,
+            }
         case Ticked(at):
             return {"kind": "ticked", "at": at}
         case StopAsked(at, reason, for_good):
@@ -565,6 +582,8 @@ def _encode(row: Row) -> dict[str, Any]:
             return {"kind": "retry", "trial": trial, "step": checkpoint}
         case Drop(trial, step):
             return {"kind": "drop", "trial": trial, "step": step}
+        case Quarantine(trial, step):
+            return {"kind": "quarantine", "trial": trial, "step": step}
         case Finish(complete, reason):
             return {"kind": "finish", "number": int(complete), "text": _utf8(reason)}
 
@@ -592,7 +611,7 @@ def _known(row: Mapping[str, Any]) -> Row:
             reports = tuple(Report(*said) for said in _value(row["data"]))
             return Reported(at, trial, attempt, reports)
         case "checkpointed":
-            return Checkpointed(at, trial, attempt, step, _value(row["data"]), row["text"] or "")
+            return Checkpointed(at, trial, attempt, step, _value(row["data"]), row["text"] or "", row["number"] or 0)
         case "loaded":
             return Loaded(at, trial, attempt, row["source"], step, row["text"])
         case "ended":
@@ -600,6 +619,8 @@ def _known(row: Mapping[str, Any]) -> Row:
             return Ended(at, trial, attempt, How[row["what"]], step, row["level"], metrics, row["spent"])
         case "failed":
             return Failed(at, trial, attempt, Failure[row["what"]], row["text"], row["spent"])
+        case "damaged":
+            return Damaged(at, trial, attempt, row["source"], step, row["text"], row["spent"])
         case "ticked":
             return Ticked(at)
         case "stop_asked":
@@ -616,6 +637,8 @@ def _known(row: Mapping[str, Any]) -> Row:
             return Retry(trial, step)
         case "drop":
             return Drop(trial, step)
+        case "quarantine":
+            return Quarantine(trial, step)
         case "finish":
             return Finish(bool(row["number"]), row["text"])
         case kind:

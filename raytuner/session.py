@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from raytuner.checkpoints import MANIFEST, Checkpoint, DamagedCheckpoint, Store
-from raytuner.events import Ended, Failed, How, Loaded
+from raytuner.events import Damaged, Ended, Failed, How, Loaded
 from raytuner.mailbox import Frame, Leases, Outbox, Said, row_of
 from raytuner.objective import AUTOMATIC, Objective
 from raytuner.surroundings import Surroundings
@@ -233,6 +233,7 @@ class Session:
             raise TypeError(f"checkpoint must be a raytuner.Checkpoint, got {type(checkpoint).__name__}")
         digest = self._store.publish(Path(checkpoint.path), self.lease.trial.id, step, self.lease.attempt)
         self.checkpoint = Checkpoint(self._store.path(self.lease.trial.id, step))
+        self._frame.nbytes[step] = self._store.nbytes(self.lease.trial.id, step)
         return digest
 
     def _tell(self, said: Said) -> None:
@@ -286,12 +287,15 @@ class Session:
             self._alarm.start()
         raise TrialEnded
 
-    def _run(self) -> Ended | Failed:
+    def _run(self) -> Ended | Failed | Damaged:
         try:
             self._around.enter()
             self._store.tidy(self.lease.trial.id)  # of a process that died before it said that it had begun
             if self.lease.checkpoint is not None:
-                self.checkpoint = self._load(self.lease.donor, self.lease.checkpoint)
+                try:
+                    self.checkpoint = self._load(self.lease.donor, self.lease.checkpoint)
+                except DamagedCheckpoint as error:  # no matter of the trial's
+                    return self._damaged(self.lease.donor, self.lease.checkpoint, str(error))
             last = self._train(self.lease.trial.config)
             if isinstance(last, Mapping) and not self._over:
                 self.report(last, None)
@@ -321,6 +325,10 @@ class Session:
 
     def _failed(self, failure: Failure, message: str) -> Failed:
         return Failed(time.time(), self.lease.trial.id, self.lease.attempt, failure, message, self._seconds())
+
+    def _damaged(self, source: int, step: int, message: str) -> Damaged:
+        lease = self.lease
+        return Damaged(time.time(), lease.trial.id, lease.attempt, source, step, message, self._seconds())
 
     def _seconds(self) -> float:
         """How long this lease has run."""

@@ -341,7 +341,7 @@ class Tuner:
             slot=self._slot if isinstance(self._slot, Slot) and self._allocation is None else None,
             limit_s=None if budget is None else lambda: budget.left_s(clock.now()),
         )
-        with closing(Journal(self._folder.root)) as journal, closing(Janitor(Store(self._folder.checkpoints))) as shelf:
+        with closing(Journal(self._folder.root)) as journal, closing(self._janitor()) as shelf:
             driver = Driver(
                 study,
                 self._search.build(self._space, seed),
@@ -358,6 +358,10 @@ class Tuner:
 
             with progress:
                 return executor.serve(drive) if isinstance(executor, Inline) else drive()
+
+    def _janitor(self) -> Janitor:
+        keeps = self._run.checkpoint_config
+        return Janitor(Store(self._folder.checkpoints), prompt=bool(keeps.quota_count or keeps.quota_bytes))
 
     def _executor(self) -> RayActors | Inline:
         at_end = self._run.checkpoint_config.checkpoint_at_end
@@ -617,8 +621,16 @@ _IDENTITY = (
 )
 """What a study must share with the one in its folder to go on with it: everything its decisions depend on."""
 
-_LATER: Mapping[str, Mapping[str, Any]] = {"failure_config": {"on_nan": "fail"}}
-"""Settings that studies of the first version did not have, as they were then."""
+_LATER: Mapping[str, Mapping[str, Any]] = {
+    "failure_config": {"on_nan": "fail"},
+    "checkpoint_config": {
+        "num_to_keep_in_study": None,
+        "quota_count": None,
+        "quota_bytes": None,
+        "checkpoint_interval_s": None,
+    },
+}
+"""Settings that studies of earlier versions did not have, as they were then."""
 
 _ABSENT: Mapping[str, Any] = {
     "constraints": [],
