@@ -1,4 +1,4 @@
-"""Checkpoints: publish by rename, verify before use, delete so that no half is ever seen; and which of them to keep.
+"""Checkpoints: publish by rename, verify before use, delete so that no half is ever seen.
 
 `Checkpoint` is what users hold: a directory, with Ray's methods. `Store` is where a study keeps them:
 
@@ -9,9 +9,9 @@
 A checkpoint is there as a whole or not at all: its files are copied to a temporary sibling (``.tmp-…``), everything is
 brought to disk, and one rename makes it visible. Whatever dies in between leaves a temporary, which the next `sweep`
 removes. Once published, a checkpoint never changes. `Store` has one writer per trial at a time; it does not know which
-checkpoints are in use, the study does.
+checkpoints are in use, the study does. A damaged one is put aside, in ``<study>/quarantine/000007-000027``.
 
-`retention` says which checkpoints of a trial to keep. It is pure: it deletes nothing.
+Which of them to keep, `raytuner.retention` says.
 
 Local file systems only. Needs neither Ray nor pyarrow.
 """
@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import logging
-import math
 import os
 import shutil
 import stat
@@ -34,10 +34,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from raytuner.durable import make_folders, sync_folder
 from raytuner.patience import Patience, StorageError, always
+from raytuner.retention import AnyOf as AnyOf
+from raytuner.retention import BestN as BestN
+from raytuner.retention import CheckpointConfig as CheckpointConfig
+from raytuner.retention import Everything as Everything
+from raytuner.retention import InUse as InUse
+from raytuner.retention import Kept as Kept
+from raytuner.retention import LatestN as LatestN
+from raytuner.retention import Retention as Retention
+from raytuner.retention import retention as retention
 
 _log = logging.getLogger(__name__)
 
@@ -163,6 +172,7 @@ class Store:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.path.abspath(root)
+        self.aside = os.path.join(os.path.dirname(self.root), "quarantine")
 
     def path(self, trial: int, step: int) -> str:
         """Where this checkpoint is, or would be."""
@@ -257,6 +267,10 @@ class Store:
             _verify_file(path, name, size, sha256)
         return digest
 
+    def nbytes(self, trial: int, step: int) -> int:
+        """The size of a checkpoint's files, as its manifest has it."""
+        return sum(size for size, _ in _read_manifest(self.path(trial, step), trial, step)[1].files.values())
+
     def load(self, trial: int, step: int) -> Checkpoint:
         """A checkpoint to read from, verified."""
         self.verify(trial, step)
@@ -289,6 +303,26 @@ class Store:
         except FileNotFoundError:
             return None
         return hidden
+
+    def quarantine(self, trial: int, step: int) -> str | None:
+        """Put a damaged checkpoint aside, where nothing is ever removed; its new path, or None if it is not there."""
+        path, folder, name = (
+            self.path(trial, step),
+            self._folder(trial),
+            f"{_name('trial', trial)}-{_name('step', step)}",
+        )
+        if not _is_folder(folder) or not os.path.lexists(path):
+            return None
+        make_folders(self.aside)
+        for number in itertools.count(1):
+            moved = os.path.join(self.aside, name if number == 1 else f"{name}-{number}")
+            if os.path.lexists(moved):
+                continue  # the same step was damaged before
+            os.rename(path, moved)
+            break
+        sync_folder(self.aside)
+        sync_folder(folder)
+        return moved
 
     def sweep(self, referenced: Collection[tuple[int, int]]) -> list[str]:
         """Remove every temporary and every checkpoint that is not ``referenced`` as (trial, step).
@@ -337,18 +371,30 @@ class Store:
 
 class Janitor:
     """Deletes a store's checkpoints, in the order in which it is told to, in a thread of its own: that takes time. What
-    it is told meanwhile it does together: then each trial's folder is brought to disk once."""
+    it is told meanwhile it does together: then each trial's folder is brought to disk once.
 
-    def __init__(self, store: Store, patience: Patience | None = None) -> None:
+    ``prompt``: `delete` returns when it is done. For a quota: room is made before anything more is published in it.
+    """
+
+    def __init__(self, store: Store, patience: Patience | None = None, prompt: bool = False) -> None:
         self._store = store
         self._patience = patience or Patience(0.0)
+        self._prompt = prompt
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="raytuner-janitor")
         self._doomed: deque[tuple[int, int]] = deque()
 
     def delete(self, trial: int, step: int) -> None:
         """Remove a checkpoint, soon. One that cannot be removed is left to the next `sweep`."""
         self._doomed.append((trial, step))
-        self._thread.submit(self._delete)
+        done = self._thread.submit(self._delete)
+        if self._prompt:
+            done.result()
+
+    def quarantine(self, trial: int, step: int) -> str | None:
+        """`Store.quarantine`, when all that was told before is done."""
+        return self._thread.submit(
+            self._try, self._store.path(trial, step), self._store.quarantine, trial, step
+        ).result()
 
     def sweep(self, referenced: Collection[tuple[int, int]]) -> list[str]:
         """`Store.sweep`, when all that was told before is done. Raises `StorageError`."""
@@ -384,7 +430,7 @@ class Janitor:
         try:
             return self._patience.through(partial(act, *args), path)
         except (StorageError, OSError) as error:
-            _log.warning("a checkpoint could not be deleted, and is left to the next sweep: %s", error)
+            _log.warning("a checkpoint could not be removed, and is left to the next sweep: %s", error)
             return None
 
 
@@ -745,127 +791,3 @@ def _name(what: str, number: int) -> str:
 def _is_number(name: str) -> bool:
     """Whether `_name` gives this name."""
     return name.isascii() and name.isdecimal() and f"{int(name):06d}" == name
-
-
-# ---------------------------------------------------------------------------------------------- which to keep
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """Which checkpoints of each trial are kept, and how often class trainables make one. Ray's names and defaults.
-
-    num_to_keep: how many; None keeps all of them.
-    checkpoint_score_attribute: the metric by which the best are kept; None keeps the latest.
-    checkpoint_score_order: whether "max" or "min" of it is best.
-    checkpoint_frequency: steps between checkpoints that `should_checkpoint` asks for, beside ends of leases; 0: none.
-    checkpoint_at_end: whether a class trainable makes one when it ends.
-    """
-
-    num_to_keep: int | None = None
-    checkpoint_score_attribute: str | None = None
-    checkpoint_score_order: str = "max"
-    checkpoint_frequency: int = 0
-    checkpoint_at_end: bool | None = None
-
-    def __post_init__(self) -> None:
-        keep: object = self.num_to_keep  # objects: users without a type checker come through here
-        attribute: object = self.checkpoint_score_attribute
-        frequency: object = self.checkpoint_frequency
-        if keep is not None and not (type(keep) is int and keep >= 1):
-            raise ValueError(f"num_to_keep must be None or a whole number from 1 on, not {keep!r}")
-        if attribute is not None and not (isinstance(attribute, str) and attribute):
-            raise ValueError(f"checkpoint_score_attribute must be None or the name of a metric, not {attribute!r}")
-        if self.checkpoint_score_order not in ("max", "min"):
-            raise ValueError(f"checkpoint_score_order must be 'max' or 'min', not {self.checkpoint_score_order!r}")
-        if not (type(frequency) is int and frequency >= 0):
-            raise ValueError(f"checkpoint_frequency must be a whole number from 0 on, not {frequency!r}")
-        if self.checkpoint_at_end not in (None, True, False):
-            raise ValueError(f"checkpoint_at_end must be None, True or False, not {self.checkpoint_at_end!r}")
-
-    def score(self, metrics: Mapping[str, Any]) -> float | None:
-        """What a checkpoint made with these metrics is ranked by; None if they do not hold it as a number."""
-        if self.checkpoint_score_attribute is None:
-            return None
-        value = metrics.get(self.checkpoint_score_attribute)
-        try:
-            return None if value is None or isinstance(value, str) else float(value)
-        except (TypeError, ValueError):
-            return None
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """One checkpoint of a trial, as retention sees it; ``score`` as `CheckpointConfig.score` gives it."""
-
-    step: int
-    score: float | None = None
-
-
-class Retention(Protocol):
-    """A rule of what to keep."""
-
-    def keep(self, kept: Sequence[Kept], in_use: Collection[int]) -> set[int]:
-        """Steps to keep out of a trial's checkpoints, in any order; ``in_use`` are steps that something needs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Everything:
-    """All of them."""
-
-    def keep(self, kept: Sequence[Kept], in_use: Collection[int]) -> set[int]:
-        return {one.step for one in kept}
-
-
-@dataclass(frozen=True, slots=True)
-class InUse:
-    """Those that something refers to: a paused trial, a restore in flight, a trial that forks from it."""
-
-    def keep(self, kept: Sequence[Kept], in_use: Collection[int]) -> set[int]:
-        return {one.step for one in kept if one.step in in_use}
-
-
-@dataclass(frozen=True, slots=True)
-class LatestN:
-    """The last ``n``."""
-
-    n: int
-
-    def keep(self, kept: Sequence[Kept], in_use: Collection[int]) -> set[int]:
-        return set(sorted(one.step for one in kept)[-self.n :])
-
-
-@dataclass(frozen=True, slots=True)
-class BestN:
-    """The ``n`` with the best scores; of equal ones the later. NaN is worse than any number, None worst."""
-
-    n: int
-    order: str = "max"
-
-    def keep(self, kept: Sequence[Kept], in_use: Collection[int]) -> set[int]:
-        return {one.step for one in sorted(kept, key=self._rank)[-self.n :]}
-
-    def _rank(self, one: Kept) -> tuple[int, float, int]:
-        if one.score is None:
-            return 0, 0.0, one.step
-        if math.isnan(one.score):
-            return 1, 0.0, one.step
-        return 2, one.score if self.order == "max" else -one.score, one.step
-
-
-@dataclass(frozen=True, slots=True)
-class AnyOf:
-    """What one of these rules keeps is kept."""
-
-    rules: tuple[Retention, ...]
-
-    def keep(self, kept: Sequence[Kept], in_use: Collection[int]) -> set[int]:
-        return set().union(*(rule.keep(kept, in_use) for rule in self.rules))
-
-
-def retention(config: CheckpointConfig) -> Retention:
-    """Ray's rule: the last, or the best, ``num_to_keep``; and always the last one, and what is in use."""
-    if config.num_to_keep is None:
-        return Everything()
-    if config.checkpoint_score_attribute is None:
-        return AnyOf((InUse(), LatestN(config.num_to_keep)))
-    return AnyOf((InUse(), LatestN(1), BestN(config.num_to_keep, config.checkpoint_score_order)))

@@ -20,7 +20,7 @@ from raytuner import __version__
 from raytuner.durable import make_folders, sync_folder
 from raytuner.storage import Place
 
-FORMAT = 2
+FORMAT = 3
 
 _CACHE = Path("~/.cache/raytuner")
 

@@ -31,6 +31,7 @@ from raytuner.actions import Answer, Exhausted, Fork, Proposal, Resume, Start, W
 from raytuner.durable import make_folders, sync_file, sync_folder
 from raytuner.events import (
     Checkpointed,
+    Damaged,
     Decision,
     Drop,
     Ended,
@@ -42,6 +43,7 @@ from raytuner.events import (
     Opened,
     Over,
     Proposed,
+    Quarantine,
     Reported,
     Retry,
     Slots,
@@ -55,7 +57,7 @@ from raytuner.space import pack, unpack
 from raytuner.storage import Place
 from raytuner.trial import Failure, Report, Reports, Slot, State, Why
 
-FORMAT = 2
+FORMAT = 3
 
 JOURNAL = pa.schema(
     [
@@ -69,7 +71,9 @@ JOURNAL = pa.schema(
         pa.field("level", pa.float64()),  # value of the time attribute
         pa.field("spent", pa.float64()),  # seconds of slot time
         pa.field("source", pa.int64()),  # fork: the trial it continues; loaded: the checkpoint's
-        pa.field("number", pa.int64()),  # opened: epoch; slots: number; finish, stop_asked: 1 for good; fork: replaces
+        pa.field(
+            "number", pa.int64()
+        ),  # opened: epoch; slots: how many; checkpointed: bytes; finish, stop_asked: 1 for good; fork: replaces
         pa.field("what", pa.string()),  # ended: how; failed: failure; over: state; proposed: kind of answer
         pa.field("why", pa.string()),  # over: the reason's name
         pa.field("config", pa.string()),  # proposed, start, fork: JSON
@@ -624,16 +628,18 @@ def _encode(row: Row) -> dict[str, Any]:
             }
         case Reported(at, trial, attempt, reports):
             said = [
-                [report.step, report.level, dict(report.metrics), report.at, report.checkpoint] for report in reports
+                [report.step, report.level, dict(report.metrics), report.at, report.checkpoint, report.nbytes]
+                for report in reports
             ]
             return {"kind": "reported", "at": at, "trial": trial, "attempt": attempt, "data": _json(said)}
-        case Checkpointed(at, trial, attempt, step, metrics, digest):
+        case Checkpointed(at, trial, attempt, step, metrics, digest, nbytes):
             return {
                 "kind": "checkpointed",
                 "at": at,
                 "trial": trial,
                 "attempt": attempt,
                 "step": step,
+                "number": nbytes,
                 "data": _json(dict(metrics)),
                 "text": digest,
             }
@@ -671,6 +677,17 @@ def _encode(row: Row) -> dict[str, Any]:
                 "spent": spent,
                 **changed,
             }
+        case Damaged(at, trial, attempt, source, step, message, spent):
+            return {
+                "kind": "damaged",
+                "at": at,
+                "trial": trial,
+                "attempt": attempt,
+                "source": source,
+                "step": step,
+                "text": _utf8(message),
+                "spent": spent,
+            }
         case Ticked(at):
             return {"kind": "ticked", "at": at}
         case StopAsked(at, reason, for_good):
@@ -695,6 +712,8 @@ def _encode(row: Row) -> dict[str, Any]:
             return {"kind": "retry", "trial": trial, "step": checkpoint}
         case Drop(trial, step):
             return {"kind": "drop", "trial": trial, "step": step}
+        case Quarantine(trial, step):
+            return {"kind": "quarantine", "trial": trial, "step": step}
         case Finish(complete, reason):
             return {"kind": "finish", "number": int(complete), "text": _utf8(reason)}
 
@@ -722,7 +741,7 @@ def _known(row: Mapping[str, Any]) -> Row:
             reports = tuple(Report(*said) for said in _value(row["data"]))
             return Reported(at, trial, attempt, reports)
         case "checkpointed":
-            return Checkpointed(at, trial, attempt, step, _value(row["data"]), row["text"] or "")
+            return Checkpointed(at, trial, attempt, step, _value(row["data"]), row["text"] or "", row["number"] or 0)
         case "loaded":
             return Loaded(at, trial, attempt, row["source"], step, row["text"])
         case "ended":
@@ -731,6 +750,8 @@ def _known(row: Mapping[str, Any]) -> Row:
         case "failed":
             remedy = _value(row["data"]) if row["data"] else None
             return Failed(at, trial, attempt, Failure[row["what"]], row["text"], row["spent"], remedy)
+        case "damaged":
+            return Damaged(at, trial, attempt, row["source"], step, row["text"], row["spent"])
         case "ticked":
             return Ticked(at)
         case "stop_asked":
@@ -747,6 +768,8 @@ def _known(row: Mapping[str, Any]) -> Row:
             return Retry(trial, step)
         case "drop":
             return Drop(trial, step)
+        case "quarantine":
+            return Quarantine(trial, step)
         case "finish":
             return Finish(bool(row["number"]), row["text"])
         case kind:

@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 from raytuner.checkpoints import MANIFEST, Checkpoint, DamagedCheckpoint, Staged, Store
-from raytuner.events import Checkpointed, Ended, Failed, How, Loaded
+from raytuner.events import Checkpointed, Damaged, Ended, Failed, How, Loaded
 from raytuner.mailbox import Frame, Leases, Outbox, Said, row_of
 from raytuner.objective import AUTOMATIC, Objective
 from raytuner.patience import PATIENCE_S, Patience, StorageError, always, is_outage
@@ -278,6 +278,7 @@ class Session:
         if ends_here or self._store.has(trial, step) or not self._uploads.most:
             self._settle()  # they become visible in their order
             digest = self._through(lambda: self._store.publish(source, trial, step, attempt), path, is_ours)
+            self._frame.nbytes[step] = self._through(lambda: self._store.nbytes(trial, step), path)
             self._checkpoint, self._saving = Checkpoint(path), None
             return (*said[:6], digest, said[7]), None
         self._await(self._uploads.room)
@@ -290,10 +291,10 @@ class Session:
         metrics = dict(row_of(said))
 
         def publish() -> None:
-            digest = self._uploads_patience.through(
-                lambda: self._store.publish_staged(staged), self._store.path(trial, staged.step), always
-            )
-            self._outbox.put(Checkpointed(time.time(), trial, attempt, staged.step, metrics, digest), urgent=False)
+            step, path = staged.step, self._store.path(trial, staged.step)
+            digest = self._uploads_patience.through(lambda: self._store.publish_staged(staged), path, always)
+            nbytes = self._uploads_patience.through(lambda: self._store.nbytes(trial, step), path, always)
+            self._outbox.put(Checkpointed(time.time(), trial, attempt, step, metrics, digest, nbytes), urgent=False)
 
         self._uploads.put(publish)
         self._saving = staged.step
@@ -379,7 +380,7 @@ class Session:
             self._alarm.start()
         raise TrialEnded
 
-    def _run(self) -> Ended | Failed:
+    def _run(self) -> Ended | Failed | Damaged:
         last = self._call()
         if self._alarm is not None:
             self._alarm.cancel()  # it did return
@@ -393,11 +394,14 @@ class Session:
                 return self._failed(Failure.ERROR, "".join(traceback.format_exception(error)))
         return last
 
-    def _call(self) -> Ended | Failed:
+    def _call(self) -> Ended | Failed | Damaged:
         try:
             self._patience.through(self._arrive, self.context.trial_dir)
             if self.lease.checkpoint is not None:
-                self._checkpoint = self._load(self.lease.donor, self.lease.checkpoint)
+                try:
+                    self._checkpoint = self._load(self.lease.donor, self.lease.checkpoint)
+                except DamagedCheckpoint as error:  # no matter of the trial's
+                    return self._damaged(self.lease.donor, self.lease.checkpoint, str(error))
             last = self._train(self.lease.trial.config)
             if isinstance(last, Mapping) and not self._over:
                 self.report(last, None)
@@ -441,6 +445,10 @@ class Session:
 
     def _failed(self, failure: Failure, message: str) -> Failed:
         return Failed(time.time(), self.lease.trial.id, self.lease.attempt, failure, message, self._seconds())
+
+    def _damaged(self, source: int, step: int, message: str) -> Damaged:
+        lease = self.lease
+        return Damaged(time.time(), lease.trial.id, lease.attempt, source, step, message, self._seconds())
 
     def _seconds(self) -> float:
         """How long this lease has run."""

@@ -381,7 +381,7 @@ class Tuner:
 
         with (
             closing(Journal(self._folder.root, hold)) as journal,
-            closing(Janitor(Store(self._folder.checkpoints), Patience(patience_s))) as shelf,
+            closing(self._janitor(Patience(patience_s))) as shelf,
         ):
             driver = Driver(
                 study,
@@ -400,6 +400,10 @@ class Tuner:
 
             with progress:
                 return executor.serve(drive) if isinstance(executor, Inline) else drive()
+
+    def _janitor(self, patience: Patience) -> Janitor:
+        keeps = self._run.checkpoint_config
+        return Janitor(Store(self._folder.checkpoints), patience, bool(keeps.quota_count or keeps.quota_bytes))
 
     def _executor(self) -> RayActors | Inline:
         at_end = self._run.checkpoint_config.checkpoint_at_end
@@ -612,7 +616,7 @@ class Tuner:
                 differences += [
                     f"{each}: {rules[each]!r} became {now!r}" for each, now in what[name].items() if rules[each] != now
                 ]
-            elif (was := known.get(name)) != what[name]:
+            elif (was := {**_LATER.get(name, {}), **known[name]} if name in _LATER else known.get(name)) != what[name]:
                 differences.append(f"{name}: {_brief(was)} became {_brief(what[name])}")
         seed = known["seed"]
         if self._config.seed not in (None, seed):
@@ -675,6 +679,16 @@ _IDENTITY = (
 
 _FIRST_RULES: Mapping[str, Any] = {"on_nan": "fail"}
 """Of `FailureConfig`, as studies of the first version had it, which did not record it."""
+
+_LATER: Mapping[str, Mapping[str, Any]] = {
+    "checkpoint_config": {
+        "num_to_keep_in_study": None,
+        "quota_count": None,
+        "quota_bytes": None,
+        "checkpoint_interval_s": None,
+    },
+}
+"""Settings that studies of earlier versions did not have, as they were then."""
 
 _ABSENT: Mapping[str, Any] = {
     "constraints": [],

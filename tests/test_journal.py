@@ -24,6 +24,7 @@ from raytuner import segments
 from raytuner.actions import Exhausted, Fork, Proposal, Resume, Start, Wait
 from raytuner.events import (
     Checkpointed,
+    Damaged,
     Drop,
     Ended,
     Event,
@@ -34,6 +35,7 @@ from raytuner.events import (
     Opened,
     Over,
     Proposed,
+    Quarantine,
     Reported,
     Retry,
     Slots,
@@ -64,7 +66,7 @@ STEPS = st.integers(0, END)
 DIGESTS = st.just("") | st.text("0123456789abcdef", min_size=64, max_size=64)
 AMOUNTS = st.floats(0, 2**20)
 SLOT = st.builds(Slot, AMOUNTS, AMOUNTS, AMOUNTS, st.dictionaries(st.text(), AMOUNTS, max_size=2))
-REPORT = st.builds(Report, STEPS, TIMES, METRICS, TIMES, DIGESTS)
+REPORT = st.builds(Report, STEPS, TIMES, METRICS, TIMES, DIGESTS, NUMBERS)
 
 KINDS: dict[type, st.SearchStrategy[Any]] = {
     Opened: st.builds(Opened, TIMES, NUMBERS),
@@ -76,10 +78,11 @@ KINDS: dict[type, st.SearchStrategy[Any]] = {
         st.builds(Proposal, CONFIGS, CONFIGS) | st.just(Wait()) | st.just(Exhausted()),
     ),
     Reported: st.builds(Reported, TIMES, NUMBERS, NUMBERS, st.lists(REPORT, max_size=3).map(tuple)),
-    Checkpointed: st.builds(Checkpointed, TIMES, NUMBERS, NUMBERS, STEPS, METRICS, DIGESTS),
+    Checkpointed: st.builds(Checkpointed, TIMES, NUMBERS, NUMBERS, STEPS, METRICS, DIGESTS, NUMBERS),
     Loaded: st.builds(Loaded, TIMES, NUMBERS, NUMBERS, NUMBERS, STEPS, DIGESTS),
     Ended: st.builds(Ended, TIMES, NUMBERS, NUMBERS, st.sampled_from(How), STEPS, TIMES, METRICS, TIMES),
     Failed: st.builds(Failed, TIMES, NUMBERS, NUMBERS, st.sampled_from(Failure), st.text(), TIMES),
+    Damaged: st.builds(Damaged, TIMES, NUMBERS, NUMBERS, NUMBERS, STEPS, st.text(), TIMES),
     Ticked: st.builds(Ticked, TIMES),
     StopAsked: st.builds(StopAsked, TIMES, st.text(), st.booleans()),
     Start: st.builds(Start, NUMBERS, STEPS, st.none() | CONFIGS),
@@ -88,6 +91,7 @@ KINDS: dict[type, st.SearchStrategy[Any]] = {
     Over: st.builds(Over, NUMBERS, st.sampled_from(State), st.sampled_from(Why), st.text()),
     Retry: st.builds(Retry, NUMBERS, st.none() | STEPS),
     Drop: st.builds(Drop, NUMBERS, STEPS),
+    Quarantine: st.builds(Quarantine, NUMBERS, STEPS),
     Finish: st.builds(Finish, st.booleans(), st.text()),
 }
 

@@ -24,7 +24,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from raytuner.actor import TrialActor
-from raytuner.events import Checkpointed, Ended, Event, Failed, How, Loaded, Reported, Slots
+from raytuner.events import Checkpointed, Damaged, Ended, Event, Failed, How, Loaded, Reported, Slots
 from raytuner.executors.room import fits_beside, least, slots_in
 from raytuner.mailbox import Item
 from raytuner.session import Rules
@@ -500,7 +500,7 @@ class RayActors:
             else:
                 self._over(worker, item)
 
-    def _over(self, worker: _Worker, last: Ended | Failed) -> None:
+    def _over(self, worker: _Worker, last: Ended | Failed | Damaged) -> None:
         """A lease ended."""
         for lease in worker.leases:
             if (lease.trial.id, lease.attempt) == (last.trial, last.attempt):
