@@ -386,9 +386,10 @@ def test_reports_carry_the_size_of_their_checkpoint(tmp_path: Path, desk: Callab
     made = desk(saves_when_asked(tmp_path), checkpoint_every=2)
     (tmp_path / "state" / "more").write_bytes(bytes(1000))
     made.run(until=3)
-    (said,) = [item for item in made.heard if isinstance(item, Reports)]
-    assert [report.nbytes for report in said] == [0, 1001, 1001]
-    assert [report.nbytes for report in pickle.loads(pickle.dumps(said)).after(1)] == [1001, 1001]
+    said = [item for item in made.heard if isinstance(item, Reports)]
+    assert [report.nbytes for reports in said for report in reports] == [0, 0, 1001], "step 2 was still under way"
+    assert [report.nbytes for report in pickle.loads(pickle.dumps(said[-1])).after(2)] == [1001]
+    assert [(item.step, item.nbytes) for item in made.heard if isinstance(item, Checkpointed)] == [(2, 1001)]
 
 
 class Counts(Trainable):
