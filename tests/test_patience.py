@@ -20,7 +20,7 @@ import pytest
 
 import raytuner as tune
 from raytuner import segments
-from raytuner.checkpoints import Checkpoint, Janitor, Store
+from raytuner.checkpoints import Checkpoint, Janitor, Staged, Store
 from raytuner.durable import sync_folder
 from raytuner.events import Ended, Failed, How, Opened, Retry, Slots, StopAsked, Ticked
 from raytuner.executors.simulate import Workload, World
@@ -446,18 +446,18 @@ def test_a_checkpoint_that_cannot_be_published_is_no_error_of_the_trials(
             raise AssertionError("it is no business of the user's code") from None
 
     fsync, allowed = os.fsync, [True]
-    publish = Store.publish
+    publish = Store.publish_staged
 
-    def third_is_too_much(store: Store, source: Any, trial: int, step: int, attempt: int) -> str:
-        allowed[0] = step < 3
-        return publish(store, source, trial, step, attempt)
+    def third_is_too_much(store: Store, staged: Staged) -> str:
+        allowed[0] = staged.step < 3
+        return publish(store, staged)
 
     def full_disk(descriptor: int) -> None:
         if not allowed[0]:
             raise full()
         fsync(descriptor)
 
-    monkeypatch.setattr(Store, "publish", third_is_too_much)
+    monkeypatch.setattr(Store, "publish_staged", third_is_too_much)
     monkeypatch.setattr(os, "fsync", full_disk)
     made = desk(catches_all if swallows else train, patience_s=0.3)
     failed = made.run()
@@ -467,7 +467,7 @@ def test_a_checkpoint_that_cannot_be_published_is_no_error_of_the_trials(
     assert failed.message.startswith(f"{path}: [Errno 28] No space left on device (tried again for")
     assert made.store.steps(0) == [1, 2]
     allowed[0] = True
-    monkeypatch.setattr(Store, "publish", publish)
+    monkeypatch.setattr(Store, "publish_staged", publish)
     ended = made.run(attempt=2, checkpoint=2)
     assert isinstance(ended, Ended), ended
     assert made.store.steps(0) == [1, 2, 3, 4]
@@ -516,7 +516,7 @@ def test_who_waits_for_the_storage_and_is_told_to_end_does_not_wait_for_ever(
         made[0].runner.unwind(0, 1, parked=False)
         raise full()
 
-    monkeypatch.setattr(Store, "publish", away)
+    monkeypatch.setattr(Store, "stage", away)
     made.append(desk(saves(tmp_path / "mine"), patience_s=1000, grace_s=1.0))
     failed = made[0].run()
     assert isinstance(failed, Failed)
@@ -564,7 +564,7 @@ def test_what_the_janitor_cannot_remove_is_left_to_the_next_sweep_which_says_so(
         with pytest.raises(StorageError, match=f"^{store.root}: .*Read-only file system"):
             janitor.sweep(set())
         janitor.close()
-    assert "a checkpoint could not be deleted, and is left to the next sweep" in caplog.text
+    assert "a checkpoint could not be removed, and is left to the next sweep" in caplog.text
     assert store.steps(0) == [1]
     store.sweep(set())
     assert store.steps(0) == []
