@@ -34,7 +34,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from raytuner.durable import make_folders, sync_folder
 from raytuner.patience import Patience, StorageError, always
@@ -49,6 +49,9 @@ from raytuner.retention import Retention as Retention
 from raytuner.retention import retention as retention
 
 _log = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from raytuner.object_checkpoints import ObjectStore
 
 T = TypeVar("T")
 
@@ -165,6 +168,7 @@ class Staged:
     step: int
     files: Sequence[str]
     folders: Sequence[str]
+    attempt: int
 
 
 class Store:
@@ -195,25 +199,25 @@ class Store:
             return self._place(ours, trial, step, digest)
         finally:
             with suppress(OSError):  # what cannot be removed now, `sweep` removes
-                _remove(ours)
+                remove(ours)
 
     def stage(self, source_dir: str | os.PathLike[str], trial: int, step: int, attempt: int) -> Staged:
         """Take a directory's files, to `publish_staged` them later: when this returns, they may change or go."""
         ours = self._temporary(trial, step, attempt)
         try:
-            files, folders = _take(os.path.abspath(source_dir), ours)
+            files, folders = take(os.path.abspath(source_dir), ours)
         except BaseException:
             with suppress(OSError):
-                _remove(ours)
+                remove(ours)
             raise
-        return Staged(ours, trial, step, files, folders)
+        return Staged(ours, trial, step, files, folders, attempt)
 
     def publish_staged(self, staged: Staged) -> str:
         """`publish` what was taken. If this fails, it may be tried again."""
         digest = _seal(staged.path, staged.trial, staged.step, staged.files, staged.folders)
         digest = self._place(staged.path, staged.trial, staged.step, digest)
         with suppress(OSError):
-            _remove(staged.path)  # another attempt was first
+            remove(staged.path)  # another attempt was first
         return digest
 
     def _temporary(self, trial: int, step: int, attempt: int) -> str:
@@ -228,7 +232,7 @@ class Store:
         final, folder, theirs = self.path(trial, step), self._folder(trial), f"{ours}-damaged"
         try:
             if os.path.lexists(final):
-                _remove(theirs)
+                remove(theirs)
                 os.rename(final, theirs)
             try:
                 os.rename(ours, final)
@@ -239,7 +243,7 @@ class Store:
             sync_folder(folder)
         finally:
             with suppress(OSError):
-                _remove(theirs)
+                remove(theirs)
         return digest
 
     def verify(self, trial: int, step: int) -> str:
@@ -251,21 +255,16 @@ class Store:
         for folder in (self._folder(trial), path):
             if not _is_folder(folder):
                 raise DamagedCheckpoint(path, "", "there is no such directory")
-        digest, expected = _read_manifest(path, trial, step)
-        files, folders, others = _scan(path)
-        for name, kind in others:
-            raise DamagedCheckpoint(path, name, f"is {kind}; a checkpoint holds plain files and directories")
-        found = set(files) - {MANIFEST}
-        for name in sorted(found - expected.files.keys()):
-            raise DamagedCheckpoint(path, name, "an extra file: the manifest does not list it")
-        for name in sorted(expected.files.keys() - found):
-            raise DamagedCheckpoint(path, name, "the file is missing")
-        for name in sorted(set(folders) ^ expected.folders):
-            extra = name in folders
-            raise DamagedCheckpoint(path, name, "an extra directory" if extra else "the directory is missing")
-        for name, (size, sha256) in expected.files.items():
-            _verify_file(path, name, size, sha256)
-        return digest
+        return verify_folder(path, trial, step)
+
+    def fetch(self, trial: int, step: int, digest: str) -> tuple[str, str]:
+        """The hash of a checkpoint's manifest, verified, and a directory with its files; ``digest``: the hash that it
+        should have, if that is known."""
+        return self.verify(trial, step), self.path(trial, step)
+
+    def local(self, trial: int, step: int, digest: str) -> str:
+        """A directory with the files of a checkpoint that this process has published or fetched."""
+        return self.path(trial, step)
 
     def nbytes(self, trial: int, step: int) -> int:
         """The size of a checkpoint's files, as its manifest has it."""
@@ -275,6 +274,15 @@ class Store:
         """A checkpoint to read from, verified."""
         self.verify(trial, step)
         return Checkpoint(self.path(trial, step))
+
+    def published(self, trial: int, step: int, digest: str) -> Checkpoint:
+        """One that is there. It is not verified."""
+        return Checkpoint(self.path(trial, step))
+
+    def all(self) -> set[tuple[int, int]]:
+        """The trials and steps of all that are there. They are not verified."""
+        trials = [int(name) for name in _names(self.root) if _is_number(name)]
+        return {(trial, step) for trial in trials for step in self.steps(trial) if _is_folder(self.path(trial, step))}
 
     def has(self, trial: int, step: int) -> bool:
         """Whether there is anything that goes by the name of this checkpoint."""
@@ -289,7 +297,7 @@ class Store:
         hidden = self.hide(trial, step)
         if hidden is not None:
             sync_folder(os.path.dirname(hidden))
-            _remove(hidden)
+            remove(hidden)
 
     def hide(self, trial: int, step: int) -> str | None:
         """The first half of `delete`: make it a temporary, and return its path; None if it is not there."""
@@ -297,7 +305,7 @@ class Store:
         if not _is_folder(folder):
             return None
         hidden = os.path.join(folder, f"{TEMPORARY}{_name('step', step)}-{os.getpid()}{_DELETED}")
-        _remove(hidden)
+        remove(hidden)
         try:
             os.rename(path, hidden)
         except FileNotFoundError:
@@ -365,6 +373,9 @@ class Store:
             if name.startswith(TEMPORARY) and not name.endswith(_DELETED):
                 _removed(os.path.join(folder, name))
 
+    def close(self) -> None:
+        """What was given out is not needed any more."""
+
     def _folder(self, trial: int) -> str:
         return os.path.join(self.root, _name("trial", trial))
 
@@ -376,7 +387,7 @@ class Janitor:
     ``prompt``: `delete` returns when it is done. For a quota: room is made before anything more is published in it.
     """
 
-    def __init__(self, store: Store, patience: Patience | None = None, prompt: bool = False) -> None:
+    def __init__(self, store: Store | ObjectStore, patience: Patience | None = None, prompt: bool = False) -> None:
         self._store = store
         self._patience = patience or Patience(0.0)
         self._prompt = prompt
@@ -415,6 +426,9 @@ class Janitor:
         hidden: dict[str, list[str]] = {}  # by folder
         for _ in range(len(self._doomed)):
             trial, step = self._doomed.popleft()
+            if not isinstance(self._store, Store):
+                self._try(self._store.path(trial, step), self._store.delete, trial, step)
+                continue
             path = self._try(self._store.path(trial, step), self._store.hide, trial, step)
             if path is not None:
                 hidden.setdefault(os.path.dirname(path), []).append(path)
@@ -424,7 +438,7 @@ class Janitor:
     def _remove(self, folder: str, paths: Sequence[str]) -> None:
         sync_folder(folder)
         for path in paths:
-            self._try(path, _remove, path)
+            self._try(path, remove, path)
 
     def _try(self, path: str, act: Callable[..., T], *args: Any) -> T | None:
         try:
@@ -439,12 +453,14 @@ class Janitor:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What was published: relative paths, with ``/``. ``files`` maps each to (size in bytes, sha256)."""
+    """What was published: relative paths, with ``/``. ``files`` maps each to (size in bytes, sha256). ``data``: in an
+    object store, the name below which they lie."""
 
     trial: int
     step: int
     folders: frozenset[str]
     files: Mapping[str, tuple[int, str]]
+    data: str = ""
 
     def encode(self) -> bytes:
         """The bytes of the file; the same manifest gives the same bytes."""
@@ -456,6 +472,7 @@ class Manifest:
             "step": self.step,
             "folders": sorted(self.folders),
             "files": files,
+            **({"data": self.data} if self.data else {}),
         }
         return (json.dumps(content, indent=1) + "\n").encode("ascii")
 
@@ -480,7 +497,10 @@ class Manifest:
             if name in files:
                 raise ValueError(f"{name!r:.80} is listed twice")
             files[name] = (_count(entry, "size"), entry["sha256"])
-        return cls(trial, step, frozenset(folders), files)
+        below = content.get("data", "")
+        if below and "/" in _safe(below):
+            raise ValueError(f"'data' must be one plain name, not {below!r:.80}")
+        return cls(trial, step, frozenset(folders), files, below)
 
 
 def _count(content: Mapping[str, Any], key: str) -> int:
@@ -507,7 +527,7 @@ def _safe(name: object) -> str:
 def _read_manifest(path: str, trial: int, step: int) -> tuple[str, Manifest]:
     """Hash and content; `DamagedCheckpoint` unless it is this checkpoint's."""
     try:
-        with _open_plain(os.path.join(path, MANIFEST)) as file:
+        with open_plain(os.path.join(path, MANIFEST)) as file:
             data = file.read()
     except FileNotFoundError:
         raise DamagedCheckpoint(path, MANIFEST, "the file is missing") from None
@@ -526,7 +546,7 @@ def _read_manifest(path: str, trial: int, step: int) -> tuple[str, Manifest]:
 def _is_ours(path: str) -> bool:
     """Whether this directory was published by a store: has one of our manifests, whole or not."""
     try:
-        with _open_plain(os.path.join(path, MANIFEST)) as file:
+        with open_plain(os.path.join(path, MANIFEST)) as file:
             return FORMAT.encode() in file.read(200)
     except (OSError, ValueError):
         return False
@@ -535,10 +555,29 @@ def _is_ours(path: str) -> bool:
 # -------------------------------------------------------------------------------------------------------- files
 
 
+def verify_folder(path: str, trial: int, step: int) -> str:
+    """Read all of a checkpoint's directory; returns the hash of its manifest, or raises `DamagedCheckpoint`."""
+    digest, expected = _read_manifest(path, trial, step)
+    files, folders, others = scan(path)
+    for name, kind in others:
+        raise DamagedCheckpoint(path, name, f"is {kind}; a checkpoint holds plain files and directories")
+    found = set(files) - {MANIFEST}
+    for name in sorted(found - expected.files.keys()):
+        raise DamagedCheckpoint(path, name, "an extra file: the manifest does not list it")
+    for name in sorted(expected.files.keys() - found):
+        raise DamagedCheckpoint(path, name, "the file is missing")
+    for name in sorted(set(folders) ^ expected.folders):
+        extra = name in folders
+        raise DamagedCheckpoint(path, name, "an extra directory" if extra else "the directory is missing")
+    for name, (size, sha256) in expected.files.items():
+        _verify_file(path, name, size, sha256)
+    return digest
+
+
 def _write_checkpoint(source: str, target: str, trial: int, step: int) -> str:
     """Copy ``source`` to the new directory ``target`` with a manifest, all of it on disk; the manifest's hash."""
-    files, folders = _contents(source)
-    _make_new(target, folders)
+    files, folders = contents(source)
+    make_new(target, folders)
     with _syncs.under_way() as sync:
         copied = {name: _copy_file(os.path.join(source, name), os.path.join(target, name), sync) for name in files}
         manifest = Manifest(trial, step, frozenset(folders), copied).encode()
@@ -548,10 +587,10 @@ def _write_checkpoint(source: str, target: str, trial: int, step: int) -> str:
     return hashlib.sha256(manifest).hexdigest()
 
 
-def _take(source: str, target: str) -> tuple[list[str], list[str]]:
+def take(source: str, target: str) -> tuple[list[str], list[str]]:
     """Copy ``source`` to the new directory ``target``, as fast as that goes; files and folders."""
-    files, folders = _contents(source)
-    _make_new(target, folders)
+    files, folders = contents(source)
+    make_new(target, folders)
     for name in files:
         _take_file(os.path.join(source, name), os.path.join(target, name))
     return files, folders
@@ -564,7 +603,7 @@ def _seal(target: str, trial: int, step: int, files: Sequence[str], folders: Seq
     with _syncs.under_way() as sync:
         found: dict[str, tuple[int, str]] = {}
         for name in files:
-            with _open_plain(os.path.join(target, name)) as file:
+            with open_plain(os.path.join(target, name)) as file:
                 sync(os.dup(file.fileno()))  # while it is read
                 digest = hashlib.file_digest(file, "sha256")
                 found[name] = file.tell(), digest.hexdigest()
@@ -575,9 +614,9 @@ def _seal(target: str, trial: int, step: int, files: Sequence[str], folders: Seq
     return hashlib.sha256(manifest).hexdigest()
 
 
-def _contents(source: str) -> tuple[list[str], list[str]]:
+def contents(source: str) -> tuple[list[str], list[str]]:
     """The files and folders of a directory that is to become a checkpoint."""
-    files, folders, others = _scan(source)
+    files, folders, others = scan(source)
     for name, kind in others:
         raise ValueError(f"{os.path.join(source, name)} is {kind}; a checkpoint holds plain files and directories")
     if MANIFEST in [*files, *folders]:
@@ -587,9 +626,9 @@ def _contents(source: str) -> tuple[list[str], list[str]]:
     return files, folders
 
 
-def _make_new(target: str, folders: Sequence[str]) -> None:
+def make_new(target: str, folders: Sequence[str]) -> None:
     """Make a directory and its folders."""
-    _remove(target)
+    remove(target)
     os.mkdir(target)
     for name in folders:
         os.mkdir(os.path.join(target, name))
@@ -597,7 +636,7 @@ def _make_new(target: str, folders: Sequence[str]) -> None:
 
 def _take_file(source: str, target: str) -> None:
     """Copy one file without looking at it: the system does it, on some file systems without reading it."""
-    with _open_plain(source) as file:
+    with open_plain(source) as file:
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             try:
@@ -662,7 +701,7 @@ def _copy_file(source: str, target: str, sync: Sync) -> tuple[int, str]:
 
     def chunks() -> Iterator[bytes]:
         nonlocal size
-        with _open_plain(source) as file:
+        with open_plain(source) as file:
             while chunk := file.read(CHUNK):
                 size += len(chunk)
                 digest.update(chunk)
@@ -698,7 +737,7 @@ def _verify_file(path: str, name: str, size: int, sha256: str) -> None:
     """Compare one file with what its manifest says."""
     digest = hashlib.sha256()
     try:
-        with _open_plain(os.path.join(path, name)) as file:
+        with open_plain(os.path.join(path, name)) as file:
             actual = os.fstat(file.fileno()).st_size
             if actual != size:
                 raise DamagedCheckpoint(path, name, f"its size is {actual} bytes, and was {size}")
@@ -712,7 +751,7 @@ def _verify_file(path: str, name: str, size: int, sha256: str) -> None:
         raise DamagedCheckpoint(path, name, f"its sha256 is {digest.hexdigest()}, and was {sha256}")
 
 
-def _open_plain(path: str) -> Any:
+def open_plain(path: str) -> Any:
     """Open a regular file for reading; `ValueError` for a link, a pipe, a directory."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe would block for ever
@@ -726,7 +765,7 @@ def _open_plain(path: str) -> Any:
     return os.fdopen(descriptor, "rb")
 
 
-def _scan(root: str) -> tuple[list[str], list[str], list[tuple[str, str]]]:
+def scan(root: str) -> tuple[list[str], list[str], list[tuple[str, str]]]:
     """What is below a directory: files, folders (parents first), and what is neither, with its kind."""
     files: list[str] = []
     folders: list[str] = []
@@ -749,7 +788,7 @@ def _scan(root: str) -> tuple[list[str], list[str], list[tuple[str, str]]]:
     return sorted(files), sorted(folders), sorted(others)
 
 
-def _remove(path: str) -> None:
+def remove(path: str) -> None:
     """Remove whatever is there, never following a link. Somebody else may be removing it, too."""
     if _is_folder(path):
         shutil.rmtree(path, ignore_errors=True)
@@ -763,7 +802,7 @@ def _remove(path: str) -> None:
 def _removed(path: str) -> bool:
     """Whether a temporary could be removed. Nobody looks at it: that it stays is no reason not to go on."""
     try:
-        _remove(path)
+        remove(path)
     except OSError as error:
         _log.warning("%s could not be removed: %s", path, error)
         return False

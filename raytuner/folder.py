@@ -53,8 +53,8 @@ class Folder:
         return _CACHE / hashlib.sha256(self.root.uri.encode()).hexdigest()[:16] / self.name
 
     @property
-    def checkpoints(self) -> Path:
-        return self.here.expanduser() / "checkpoints"
+    def checkpoints(self) -> Path | Place:
+        return self.root / "checkpoints"
 
     def exists(self) -> bool:
         """Whether a study was begun here."""

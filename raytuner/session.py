@@ -25,12 +25,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
+from raytuner.cache import CACHE_BYTES
 from raytuner.checkpoints import MANIFEST, Checkpoint, DamagedCheckpoint, Staged, Store
 from raytuner.events import Checkpointed, Damaged, Ended, Failed, How, Loaded
 from raytuner.mailbox import Frame, Leases, Outbox, Said, row_of
+from raytuner.object_checkpoints import ObjectStore, store_at
 from raytuner.objective import AUTOMATIC, Objective
 from raytuner.patience import PATIENCE_S, Patience, StorageError, always, is_outage
 from raytuner.retry import out_of_memory
+from raytuner.storage import Place
 from raytuner.surroundings import Surroundings
 from raytuner.trial import UNDER_WAY, Failure, Lease, Slot
 from raytuner.uploads import Uploads
@@ -60,9 +63,10 @@ class Rules:
     for what it prints. ``heartbeat_timeout_s``: a trial that reports nothing for so long hangs. ``patience_s``: how
     long the storage may fail before the trial ends for that. ``here``: the folder of trials' own folders' folder on the
     machine they run on, by the study's name; may begin with ``~`` (None: that of the checkpoints' folder).
+    ``cache_bytes``: how much of checkpoints that lie in an object store this machine keeps.
     """
 
-    checkpoints: Path
+    checkpoints: Path | Place
     stop: Mapping[str, float]
     time_attr: str = "training_iteration"
     checkpoint_every: int = 0
@@ -76,6 +80,18 @@ class Rules:
     slot: Slot = field(default_factory=Slot)
     patience_s: float = PATIENCE_S
     here: Path | None = None
+    cache_bytes: int = CACHE_BYTES
+
+    @property
+    def folder(self) -> Path:
+        """Of the study, on this machine."""
+        if self.here is None and isinstance(self.checkpoints, Place):
+            raise ValueError(f"here must be given for a study in {self.checkpoints.parent}")
+        return (self.here or Path(self.checkpoints).parent).expanduser()
+
+    def store(self) -> Store | ObjectStore:
+        """Where checkpoints are kept, for one session."""
+        return store_at(self.checkpoints, self.folder / "cache", self.cache_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +147,9 @@ class Session:
     ) -> None:
         self.lease = lease
         self._checkpoint: Checkpoint | None = None
-        self._saving: int | None = None  # the last step whose checkpoint is under way
-        study = (rules.here or rules.checkpoints.parent).expanduser()
+        self._saving: int | None = None  # the last step whose checkpoint was reported
+        self._digests: dict[int, str] = {}  # of those that were published since it was last asked for
+        study = rules.folder
         folder = study / "artifacts" / f"{lease.trial.id:06d}"
         self.context = Context(lease.trial.id, study.name, folder, lease.slot or rules.slot)
         self._train = train
@@ -141,7 +158,7 @@ class Session:
         self._leases = leases
         self._leaves = leaves
         self._overdue = overdue
-        self._store = Store(rules.checkpoints)
+        self._store = rules.store()
         self._patience, self._uploads_patience = Patience(self._patience_s), Patience(self._patience_s)  # one a thread
         self._uploads = uploads or Uploads()
         self._around = Surroundings(folder, rules.chdir, rules.stdout, rules.stderr)
@@ -165,6 +182,7 @@ class Session:
             last = self._run()
         finally:
             _here.session = None
+            self._store.close()
             self._around.forget(ours=not self._told)
             if self._alarm is not None:
                 self._alarm.cancel()
@@ -184,7 +202,8 @@ class Session:
         if self._saving is not None:
             step, self._saving = self._saving, None
             self._settle()
-            self._checkpoint = Checkpoint(self._store.path(self.lease.trial.id, step))
+            self._checkpoint = Checkpoint(self._store.local(self.lease.trial.id, step, self._digests.pop(step)))
+            self._digests.clear()
         return self._checkpoint
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Checkpoint | None) -> None:
@@ -279,7 +298,7 @@ class Session:
             self._settle()  # they become visible in their order
             digest = self._through(lambda: self._store.publish(source, trial, step, attempt), path, is_ours)
             self._frame.nbytes[step] = self._through(lambda: self._store.nbytes(trial, step), path)
-            self._checkpoint, self._saving = Checkpoint(path), None
+            self._digests[step], self._saving = digest, step
             return (*said[:6], digest, said[7]), None
         self._await(self._uploads.room)
         staged = self._through(lambda: self._store.stage(source, trial, step, attempt), path, is_ours)
@@ -289,10 +308,12 @@ class Session:
         """Have a checkpoint published while the trial goes on; then it is told."""
         trial, attempt = self.lease.trial.id, self.lease.attempt
         metrics = dict(row_of(said))
+        digests = self._digests
 
         def publish() -> None:
             step, path = staged.step, self._store.path(trial, staged.step)
             digest = self._uploads_patience.through(lambda: self._store.publish_staged(staged), path, always)
+            digests[step] = digest
             nbytes = self._uploads_patience.through(lambda: self._store.nbytes(trial, step), path, always)
             self._outbox.put(Checkpointed(time.time(), trial, attempt, step, metrics, digest, nbytes), urgent=False)
 
@@ -432,11 +453,11 @@ class Session:
     def _load(self, trial: int, step: int) -> Checkpoint:
         """The checkpoint to begin from, whole and the one that was meant."""
         path = self._store.path(trial, step)
-        digest = self._patience.through(lambda: self._store.verify(trial, step), path)
+        digest, folder = self._patience.through(lambda: self._store.fetch(trial, step, self.lease.digest), path)
         if self.lease.digest not in ("", digest):
             raise DamagedCheckpoint(path, MANIFEST, f"its hash is {digest}, and was {self.lease.digest}")
         self._outbox.put(Loaded(time.time(), self.lease.trial.id, self.lease.attempt, trial, step, digest), False)
-        return Checkpoint(path)
+        return Checkpoint(folder)
 
     def _ended(self, how: How) -> Ended:
         lease = self.lease

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import secrets
 import shlex
 import sys
@@ -24,10 +25,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raytuner.budget import TimeBudget
-from raytuner.checkpoints import CheckpointConfig, Janitor, Store
+from raytuner.cache import CACHE_BYTES
+from raytuner.checkpoints import CheckpointConfig, Janitor
 from raytuner.folder import Folder, NoStudy
 from raytuner.interrupts import Interrupts
 from raytuner.lock import Hold, take
+from raytuner.object_checkpoints import store_at
 from raytuner.objective import Objective
 from raytuner.patience import PATIENCE_S, Patience, PatientJournal, StorageError
 from raytuner.protocols import SchedulingPolicy, SearchAlgorithm
@@ -170,7 +173,8 @@ class RunConfig:
     ``runtime_env``: Ray's, for the trials' processes. ``stop_grace_s``: how many seconds a trial that was told to stop
     has for the step it is in and for returning; after that its process is killed. ``storage_patience_s`` (not in Ray):
     for how many seconds a storage that is full, closed to us or does not answer is tried again, before the study ends
-    early and can be resumed.
+    early and can be resumed. ``checkpoint_cache_gib`` (not in Ray): of checkpoints in an object store, how many GiB
+    each machine keeps of a study, so that a trial that goes on where it was need not fetch its own.
     """
 
     name: str | None = None
@@ -183,6 +187,7 @@ class RunConfig:
     runtime_env: Mapping[str, Any] | None = None
     stop_grace_s: float = 10.0
     storage_patience_s: float = PATIENCE_S
+    checkpoint_cache_gib: float = CACHE_BYTES / 2**30
 
     def __post_init__(self) -> None:
         for name, kind in (("failure_config", FailureConfig), ("checkpoint_config", CheckpointConfig)):
@@ -206,6 +211,9 @@ class RunConfig:
         _whole("verbose", self.verbose, least=0, or_else=0)
         _seconds("stop_grace_s", self.stop_grace_s)
         _seconds("storage_patience_s", self.storage_patience_s)
+        cache: object = self.checkpoint_cache_gib
+        if isinstance(cache, bool) or not isinstance(cache, (int, float)) or not 0 <= cache < math.inf:
+            raise ValueError(f"checkpoint_cache_gib must be a number of GiB from 0 on, got {cache!r}")
         if self.runtime_env is not None and not isinstance(self.runtime_env, Mapping):
             raise TypeError(f"runtime_env must be a dict such as {{'env_vars': {{…}}}}, got {self.runtime_env!r:.80}")
         _ = self.log_files
@@ -403,7 +411,12 @@ class Tuner:
 
     def _janitor(self, patience: Patience) -> Janitor:
         keeps = self._run.checkpoint_config
-        return Janitor(Store(self._folder.checkpoints), patience, bool(keeps.quota_count or keeps.quota_bytes))
+        store = store_at(self._folder.checkpoints, self._folder.here.expanduser() / "cache", self._cache_bytes)
+        return Janitor(store, patience, bool(keeps.quota_count or keeps.quota_bytes))
+
+    @property
+    def _cache_bytes(self) -> int:
+        return int(self._run.checkpoint_cache_gib * 2**30)
 
     def _executor(self) -> RayActors | Inline:
         at_end = self._run.checkpoint_config.checkpoint_at_end
@@ -421,6 +434,7 @@ class Tuner:
             slot=self._slot if isinstance(self._slot, Slot) else Slot(),
             patience_s=self._run.storage_patience_s,
             here=self._folder.here,
+            cache_bytes=self._cache_bytes,
         )
         if self._inline:
             from raytuner.executors.inline import Inline
