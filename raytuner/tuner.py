@@ -361,6 +361,8 @@ class Tuner:
                 budget,
             )
 
+            hold.check()  # what a driver that lost the study would sweep away may be another's
+
             def drive() -> Finish:
                 return driver.run(executor, _TICK_S, asked)
 
