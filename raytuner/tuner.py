@@ -296,7 +296,9 @@ class Tuner:
         finish = None
         try:
             with interrupts:
-                seed = self._begin() if seed is None else seed
+                if seed is None:
+                    hold.check()  # it took a while to get here
+                    seed = self._begin()
                 finish = self._drive(executor, seed, hold, lambda: interrupts.asked)
                 executor.close()
         except KeyboardInterrupt:
