@@ -9,8 +9,9 @@ messages (`raytuner.segments`), which table it is of, which object this is and h
 
     raytuner-object: {"epoch": "000003-9f2c61aa", "number": 17, "batches": 3, "table": "reports"}
 
-An epoch's first object also says what counted when it began: how many objects of each epoch before it (``"after"``).
-Readers go by the highest epoch that has one: what an older one wrote beyond that does not count. Numbers have no gaps.
+An epoch's first object also says what counted when it began: how many objects of each epoch before it (``"after"``);
+of none if they were `MANY`, since it then holds all that was in them. Readers go by the highest epoch that has one:
+what an older one wrote beyond that does not count. Numbers have no gaps.
 
 Why nothing is lost: a driver's claim is written before it lists what is there; a turn is acknowledged only if no higher
 claim is listed after it was written. Of two drivers, either the later one lists that turn, and it counts, or the
@@ -40,9 +41,12 @@ _log = logging.getLogger(__name__)
 GATHER_S = 2.0
 """For how long reports on which nothing was decided may wait for company."""
 
+MANY = 1000
+"""Of more objects than these a new driver writes one that holds all of them."""
+
 _KEY = b"raytuner-object"
 _NAME = re.compile(r"(\d{6,}-[0-9a-f]{8})-(\d{8})\.arrow")
-_AT_ONCE = 16  # objects that are fetched at the same time
+_AT_ONCE = 32  # objects that are fetched at the same time
 
 
 class ObjectLog:
@@ -64,11 +68,19 @@ class ObjectLog:
         self.before = found.read()
         self._number = 0  # of the next object
         self._gathered: list[_Batch] = []
+        if sum(found.counts.values()) > MANY:
+            self._gather_anew()
         self._stuck: bytes | None = None  # an object that could not be written
         self._last_turn = -1  # in it, or in the last one that was written
         self._unsure = False  # whether decisions were written since it was last asked who has the study
         self._lock = threading.RLock()
         self._alarm: threading.Timer | None = None
+
+    def _gather_anew(self) -> None:
+        """Let the first object hold all that was there, so that whoever reads need not fetch the old ones."""
+        self._after = {}
+        for table, turns in zip(("journal", "reports"), self.before, strict=True):
+            self._gathered += [_Batch(table, turn.batch, turn.number, turn.joint) for turn in turns]
 
     def append(self, batch: _Batch) -> None:
         with self._lock:
@@ -107,7 +119,7 @@ class ObjectLog:
         while self._stuck or self._gathered:
             if self._stuck is None:
                 self._stuck = self._object(self._gathered)
-                self._last_turn = self._gathered[-1].turn
+                self._last_turn = max(batch.turn for batch in self._gathered)
                 self._gathered = []
             (self._folder / _name(self._epoch, self._number)).write(self._stuck)
             self._stuck = None
@@ -117,7 +129,7 @@ class ObjectLog:
         what: dict[str, Any] = {"epoch": self._epoch, "number": self._number, "batches": len(batches)}
         if self._number == 0:
             what["after"] = self._after
-        raw = b""
+        parts = []
         for table in ("reports", "journal"):
             messages, schema = None, None
             for batch in batches:
@@ -126,9 +138,9 @@ class ObjectLog:
                 if messages is None or batch.rows.schema != schema:
                     schema = batch.rows.schema
                     messages = Messages(schema, {_KEY: json.dumps({**what, "table": table}).encode()})
-                    raw += messages.head
-                raw += messages.batch(batch.rows, batch.turn, batch.joint)
-        return raw
+                    parts.append(messages.head)
+                parts.append(messages.batch(batch.rows, batch.turn, batch.joint))
+        return b"".join(parts)
 
     def close(self) -> None:
         """Write what was gathered, unless the last write failed."""

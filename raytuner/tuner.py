@@ -327,7 +327,9 @@ class Tuner:
         finish = None
         try:
             with interrupts:
-                seed = self._begin() if seed is None else seed
+                if seed is None:
+                    hold.check()  # it took a while to get here
+                    seed = self._begin()
                 finish = self._drive(executor, seed, hold, lambda: interrupts.asked)
                 executor.close()
         except StorageError as error:
@@ -402,6 +404,8 @@ class Tuner:
                 budget,
                 None if (on_oom := self._run.failure_config.on_oom) is None else Remedies(on_oom),
             )
+
+            hold.check()  # what a driver that lost the study would sweep away may be another's
 
             def drive() -> Finish:
                 return driver.run(executor, _TICK_S, asked)

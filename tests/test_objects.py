@@ -95,6 +95,25 @@ def test_reports_wait_for_decisions_and_go_with_them(s3: Place) -> None:
     assert read(s3).reports["step"].to_pylist() == [2, 3, 2, 4]
 
 
+def test_many_objects_become_one(s3: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects_module, "MANY", 3)
+    write(s3, TURNS[:5])  # three objects
+    write(s3, [([Opened(9.0, 2)], [])])
+    expected = read(s3)
+    Journal(s3).close()
+    assert read(s3).rows == expected.rows
+    write(s3, TURNS[5:])
+    for name in objects(s3 / "journal"):
+        if name < "000003":
+            (s3 / "journal" / name).remove()
+    found = read(s3)
+    assert list(found.rows) == [*expected.rows, Finish(True, "")]
+    assert found.reports["step"].to_pylist() == [*expected.reports["step"].to_pylist(), 4]
+    with closing(Journal(s3)) as journal:
+        assert journal.turn == len(TURNS) + 1
+    assert is_complete(s3)
+
+
 def test_reports_do_not_wait_for_long(s3: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects_module, "GATHER_S", 0.02)
     with closing(Journal(s3)) as journal:
