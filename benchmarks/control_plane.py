@@ -112,6 +112,9 @@ class Outside:
     def sweep_trial(self, trial: int, referenced: set[int]) -> object:
         return self._timed(self._world.sweep_trial, trial, referenced)
 
+    def quarantine(self, trial: int, step: int) -> str | None:
+        return self._timed(self._world.quarantine, trial, step)
+
     def now(self) -> float:
         return self._simulation.now()
 

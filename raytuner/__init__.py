@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from raytuner.curves import Recorded as Recorded
     from raytuner.curves import Shape as Shape
     from raytuner.extension import Extension as Extension
-    from raytuner.folder import StudyInUse as StudyInUse
     from raytuner.history import History as History
+    from raytuner.lock import StudyInUse as StudyInUse
     from raytuner.models.transfer import portfolio as portfolio
+    from raytuner.patience import StorageError as StorageError
     from raytuner.plan import Faults as Faults
     from raytuner.plan import Forecast as Forecast
     from raytuner.plan import simulate as simulate
@@ -54,9 +55,10 @@ _HOME = {
     "raytuner.checkpoints": ["Checkpoint", "CheckpointConfig"],
     "raytuner.curves": ["Recorded", "Shape"],
     "raytuner.extension": ["Extension"],
-    "raytuner.folder": ["StudyInUse"],
     "raytuner.history": ["History"],
+    "raytuner.lock": ["StudyInUse"],
     "raytuner.models.transfer": ["portfolio"],
+    "raytuner.patience": ["StorageError"],
     "raytuner.plan": ["Faults", "Forecast", "simulate"],
     "raytuner.results": ["Result", "ResultGrid"],
     "raytuner.session": ["get_checkpoint", "get_context", "report", "should_checkpoint"],

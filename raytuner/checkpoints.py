@@ -1,4 +1,4 @@
-"""Checkpoints: publish by rename, verify before use, delete so that no half is ever seen; and which of them to keep.
+"""Checkpoints: publish by rename, verify before use, delete so that no half is ever seen.
 
 `Checkpoint` is what users hold: a directory, with Ray's methods. `Store` is where a study keeps them:
 
@@ -9,9 +9,9 @@
 A checkpoint is there as a whole or not at all: its files are copied to a temporary sibling (``.tmp-…``), everything is
 brought to disk, and one rename makes it visible. Whatever dies in between leaves a temporary, which the next `sweep`
 removes. Once published, a checkpoint never changes. `Store` has one writer per trial at a time; it does not know which
-checkpoints are in use, the study does.
+checkpoints are in use, the study does. A damaged one is put aside, in ``<study>/quarantine/000007-000027``.
 
-`retention` says which checkpoints of a trial to keep. It is pure: it deletes nothing.
+Which of them to keep, `raytuner.retention` says.
 
 Local file systems only. Needs neither Ray nor pyarrow.
 """
@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import logging
-import math
 import os
 import shutil
 import stat
@@ -33,11 +33,25 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from raytuner.durable import make_folders, sync_folder
+from raytuner.patience import Patience, StorageError, always
+from raytuner.retention import AnyOf as AnyOf
+from raytuner.retention import BestN as BestN
+from raytuner.retention import CheckpointConfig as CheckpointConfig
+from raytuner.retention import Everything as Everything
+from raytuner.retention import InUse as InUse
+from raytuner.retention import Kept as Kept
+from raytuner.retention import LatestN as LatestN
+from raytuner.retention import Retention as Retention
+from raytuner.retention import retention as retention
 
 _log = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from raytuner.object_checkpoints import ObjectStore
 
 T = TypeVar("T")
 
@@ -53,6 +67,7 @@ _SYNCS = 8  # files that are brought to disk at the same time
 _OPEN = 64  # and that wait for it, open
 _PIECE = 16 * CHUNK  # of a large file, so much is brought to disk while the rest is read
 _WORTH_A_THREAD_S = 0.0001
+_NO_COPY_RANGE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.ETXTBSY}
 
 
 class DamagedCheckpoint(Exception):
@@ -144,11 +159,24 @@ class Checkpoint:
 # ------------------------------------------------------------------------------------------ where they are kept
 
 
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """Files that were taken for a checkpoint, in a directory that nobody knows; nothing of it need be on the disk."""
+
+    path: str
+    trial: int
+    step: int
+    files: Sequence[str]
+    folders: Sequence[str]
+    attempt: int
+
+
 class Store:
     """The checkpoints of a study, under ``root``."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.path.abspath(root)
+        self.aside = os.path.join(os.path.dirname(self.root), "quarantine")
 
     def path(self, trial: int, step: int) -> str:
         """Where this checkpoint is, or would be."""
@@ -160,20 +188,51 @@ class Store:
         A checkpoint of this step that is already there and whole is kept, since the first report of a step counts.
         A damaged one is replaced.
         """
-        source, final, folder = os.path.abspath(source_dir), self.path(trial, step), self._folder(trial)
+        source, folder = os.path.abspath(source_dir), self._folder(trial)
         with suppress(DamagedCheckpoint):
             digest = self.verify(trial, step)
             sync_folder(folder)  # whoever renamed it may have died before this
             return digest
-        make_folders(folder)
-        if not _is_folder(folder):
-            raise NotADirectoryError(errno.ENOTDIR, "checkpoints are kept in a directory, not a link", folder)
-        ours = os.path.join(folder, f"{TEMPORARY}{_name('step', step)}-{attempt}-{os.getpid()}")
-        theirs = f"{ours}-damaged"
+        ours = self._temporary(trial, step, attempt)
         try:
             digest = _write_checkpoint(source, ours, trial, step)
+            return self._place(ours, trial, step, digest)
+        finally:
+            with suppress(OSError):  # what cannot be removed now, `sweep` removes
+                remove(ours)
+
+    def stage(self, source_dir: str | os.PathLike[str], trial: int, step: int, attempt: int) -> Staged:
+        """Take a directory's files, to `publish_staged` them later: when this returns, they may change or go."""
+        ours = self._temporary(trial, step, attempt)
+        try:
+            files, folders = take(os.path.abspath(source_dir), ours)
+        except BaseException:
+            with suppress(OSError):
+                remove(ours)
+            raise
+        return Staged(ours, trial, step, files, folders, attempt)
+
+    def publish_staged(self, staged: Staged) -> str:
+        """`publish` what was taken. If this fails, it may be tried again."""
+        digest = _seal(staged.path, staged.trial, staged.step, staged.files, staged.folders)
+        digest = self._place(staged.path, staged.trial, staged.step, digest)
+        with suppress(OSError):
+            remove(staged.path)  # another attempt was first
+        return digest
+
+    def _temporary(self, trial: int, step: int, attempt: int) -> str:
+        """The name of a directory that is to become a checkpoint, in a folder that is there."""
+        make_folders(folder := self._folder(trial))
+        if not _is_folder(folder):
+            raise NotADirectoryError(errno.ENOTDIR, "checkpoints are kept in a directory, not a link", folder)
+        return os.path.join(folder, f"{TEMPORARY}{_name('step', step)}-{attempt}-{os.getpid()}")
+
+    def _place(self, ours: str, trial: int, step: int, digest: str) -> str:
+        """Give a directory that is whole, and on the disk, its name; the hash of the manifest that is there then."""
+        final, folder, theirs = self.path(trial, step), self._folder(trial), f"{ours}-damaged"
+        try:
             if os.path.lexists(final):
-                _remove(theirs)
+                remove(theirs)
                 os.rename(final, theirs)
             try:
                 os.rename(ours, final)
@@ -183,9 +242,8 @@ class Store:
                 digest = self.verify(trial, step)  # another attempt was first after all
             sync_folder(folder)
         finally:
-            with suppress(OSError):  # what cannot be removed now, `sweep` removes
-                _remove(ours)
-                _remove(theirs)
+            with suppress(OSError):
+                remove(theirs)
         return digest
 
     def verify(self, trial: int, step: int) -> str:
@@ -197,26 +255,38 @@ class Store:
         for folder in (self._folder(trial), path):
             if not _is_folder(folder):
                 raise DamagedCheckpoint(path, "", "there is no such directory")
-        digest, expected = _read_manifest(path, trial, step)
-        files, folders, others = _scan(path)
-        for name, kind in others:
-            raise DamagedCheckpoint(path, name, f"is {kind}; a checkpoint holds plain files and directories")
-        found = set(files) - {MANIFEST}
-        for name in sorted(found - expected.files.keys()):
-            raise DamagedCheckpoint(path, name, "an extra file: the manifest does not list it")
-        for name in sorted(expected.files.keys() - found):
-            raise DamagedCheckpoint(path, name, "the file is missing")
-        for name in sorted(set(folders) ^ expected.folders):
-            extra = name in folders
-            raise DamagedCheckpoint(path, name, "an extra directory" if extra else "the directory is missing")
-        for name, (size, sha256) in expected.files.items():
-            _verify_file(path, name, size, sha256)
-        return digest
+        return verify_folder(path, trial, step)
+
+    def fetch(self, trial: int, step: int, digest: str) -> tuple[str, str]:
+        """The hash of a checkpoint's manifest, verified, and a directory with its files; ``digest``: the hash that it
+        should have, if that is known."""
+        return self.verify(trial, step), self.path(trial, step)
+
+    def local(self, trial: int, step: int, digest: str) -> str:
+        """A directory with the files of a checkpoint that this process has published or fetched."""
+        return self.path(trial, step)
+
+    def nbytes(self, trial: int, step: int) -> int:
+        """The size of a checkpoint's files, as its manifest has it."""
+        return sum(size for size, _ in _read_manifest(self.path(trial, step), trial, step)[1].files.values())
 
     def load(self, trial: int, step: int) -> Checkpoint:
         """A checkpoint to read from, verified."""
         self.verify(trial, step)
         return Checkpoint(self.path(trial, step))
+
+    def published(self, trial: int, step: int, digest: str) -> Checkpoint:
+        """One that is there. It is not verified."""
+        return Checkpoint(self.path(trial, step))
+
+    def all(self) -> set[tuple[int, int]]:
+        """The trials and steps of all that are there. They are not verified."""
+        trials = [int(name) for name in _names(self.root) if _is_number(name)]
+        return {(trial, step) for trial in trials for step in self.steps(trial) if _is_folder(self.path(trial, step))}
+
+    def has(self, trial: int, step: int) -> bool:
+        """Whether there is anything that goes by the name of this checkpoint."""
+        return os.path.lexists(self.path(trial, step))
 
     def steps(self, trial: int) -> list[int]:
         """Steps with a published checkpoint, lowest first. They are not verified."""
@@ -227,7 +297,7 @@ class Store:
         hidden = self.hide(trial, step)
         if hidden is not None:
             sync_folder(os.path.dirname(hidden))
-            _remove(hidden)
+            remove(hidden)
 
     def hide(self, trial: int, step: int) -> str | None:
         """The first half of `delete`: make it a temporary, and return its path; None if it is not there."""
@@ -235,12 +305,32 @@ class Store:
         if not _is_folder(folder):
             return None
         hidden = os.path.join(folder, f"{TEMPORARY}{_name('step', step)}-{os.getpid()}{_DELETED}")
-        _remove(hidden)
+        remove(hidden)
         try:
             os.rename(path, hidden)
         except FileNotFoundError:
             return None
         return hidden
+
+    def quarantine(self, trial: int, step: int) -> str | None:
+        """Put a damaged checkpoint aside, where nothing is ever removed; its new path, or None if it is not there."""
+        path, folder, name = (
+            self.path(trial, step),
+            self._folder(trial),
+            f"{_name('trial', trial)}-{_name('step', step)}",
+        )
+        if not _is_folder(folder) or not os.path.lexists(path):
+            return None
+        make_folders(self.aside)
+        for number in itertools.count(1):
+            moved = os.path.join(self.aside, name if number == 1 else f"{name}-{number}")
+            if os.path.lexists(moved):
+                continue  # the same step was damaged before
+            os.rename(path, moved)
+            break
+        sync_folder(self.aside)
+        sync_folder(folder)
+        return moved
 
     def sweep(self, referenced: Collection[tuple[int, int]]) -> list[str]:
         """Remove every temporary and every checkpoint that is not ``referenced`` as (trial, step).
@@ -283,31 +373,49 @@ class Store:
             if name.startswith(TEMPORARY) and not name.endswith(_DELETED):
                 _removed(os.path.join(folder, name))
 
+    def close(self) -> None:
+        """What was given out is not needed any more."""
+
     def _folder(self, trial: int) -> str:
         return os.path.join(self.root, _name("trial", trial))
 
 
 class Janitor:
     """Deletes a store's checkpoints, in the order in which it is told to, in a thread of its own: that takes time. What
-    it is told meanwhile it does together: then each trial's folder is brought to disk once."""
+    it is told meanwhile it does together: then each trial's folder is brought to disk once.
 
-    def __init__(self, store: Store) -> None:
+    ``prompt``: `delete` returns when it is done. For a quota: room is made before anything more is published in it.
+    """
+
+    def __init__(self, store: Store | ObjectStore, patience: Patience | None = None, prompt: bool = False) -> None:
         self._store = store
+        self._patience = patience or Patience(0.0)
+        self._prompt = prompt
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="raytuner-janitor")
         self._doomed: deque[tuple[int, int]] = deque()
 
     def delete(self, trial: int, step: int) -> None:
         """Remove a checkpoint, soon. One that cannot be removed is left to the next `sweep`."""
         self._doomed.append((trial, step))
-        self._thread.submit(self._delete)
+        done = self._thread.submit(self._delete)
+        if self._prompt:
+            done.result()
+
+    def quarantine(self, trial: int, step: int) -> str | None:
+        """`Store.quarantine`, when all that was told before is done."""
+        return self._thread.submit(
+            self._try, self._store.path(trial, step), self._store.quarantine, trial, step
+        ).result()
 
     def sweep(self, referenced: Collection[tuple[int, int]]) -> list[str]:
-        """`Store.sweep`, when all that was told before is done."""
-        return self._thread.submit(self._store.sweep, referenced).result()
+        """`Store.sweep`, when all that was told before is done. Raises `StorageError`."""
+        sweep = partial(self._store.sweep, referenced)
+        return self._thread.submit(self._patience.through, sweep, self._store.root, always).result()
 
     def sweep_trial(self, trial: int, referenced: Collection[int]) -> list[str]:
-        """`Store.sweep_trial`, when all that was told before is done."""
-        return self._thread.submit(self._store.sweep_trial, trial, referenced).result()
+        """`Store.sweep_trial`, when all that was told before is done. Raises `StorageError`."""
+        sweep = partial(self._store.sweep_trial, trial, referenced)
+        return self._thread.submit(self._patience.through, sweep, self._store.root, always).result()
 
     def close(self) -> None:
         """Return when all is done."""
@@ -318,6 +426,9 @@ class Janitor:
         hidden: dict[str, list[str]] = {}  # by folder
         for _ in range(len(self._doomed)):
             trial, step = self._doomed.popleft()
+            if not isinstance(self._store, Store):
+                self._try(self._store.path(trial, step), self._store.delete, trial, step)
+                continue
             path = self._try(self._store.path(trial, step), self._store.hide, trial, step)
             if path is not None:
                 hidden.setdefault(os.path.dirname(path), []).append(path)
@@ -327,13 +438,13 @@ class Janitor:
     def _remove(self, folder: str, paths: Sequence[str]) -> None:
         sync_folder(folder)
         for path in paths:
-            self._try(path, _remove, path)
+            self._try(path, remove, path)
 
     def _try(self, path: str, act: Callable[..., T], *args: Any) -> T | None:
         try:
-            return act(*args)
-        except OSError as error:
-            _log.warning("checkpoint %s could not be deleted: %s", path, error)
+            return self._patience.through(partial(act, *args), path)
+        except (StorageError, OSError) as error:
+            _log.warning("a checkpoint could not be removed, and is left to the next sweep: %s", error)
             return None
 
 
@@ -342,12 +453,14 @@ class Janitor:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What was published: relative paths, with ``/``. ``files`` maps each to (size in bytes, sha256)."""
+    """What was published: relative paths, with ``/``. ``files`` maps each to (size in bytes, sha256). ``data``: in an
+    object store, the name below which they lie."""
 
     trial: int
     step: int
     folders: frozenset[str]
     files: Mapping[str, tuple[int, str]]
+    data: str = ""
 
     def encode(self) -> bytes:
         """The bytes of the file; the same manifest gives the same bytes."""
@@ -359,6 +472,7 @@ class Manifest:
             "step": self.step,
             "folders": sorted(self.folders),
             "files": files,
+            **({"data": self.data} if self.data else {}),
         }
         return (json.dumps(content, indent=1) + "\n").encode("ascii")
 
@@ -383,7 +497,10 @@ class Manifest:
             if name in files:
                 raise ValueError(f"{name!r:.80} is listed twice")
             files[name] = (_count(entry, "size"), entry["sha256"])
-        return cls(trial, step, frozenset(folders), files)
+        below = content.get("data", "")
+        if below and "/" in _safe(below):
+            raise ValueError(f"'data' must be one plain name, not {below!r:.80}")
+        return cls(trial, step, frozenset(folders), files, below)
 
 
 def _count(content: Mapping[str, Any], key: str) -> int:
@@ -410,7 +527,7 @@ def _safe(name: object) -> str:
 def _read_manifest(path: str, trial: int, step: int) -> tuple[str, Manifest]:
     """Hash and content; `DamagedCheckpoint` unless it is this checkpoint's."""
     try:
-        with _open_plain(os.path.join(path, MANIFEST)) as file:
+        with open_plain(os.path.join(path, MANIFEST)) as file:
             data = file.read()
     except FileNotFoundError:
         raise DamagedCheckpoint(path, MANIFEST, "the file is missing") from None
@@ -429,7 +546,7 @@ def _read_manifest(path: str, trial: int, step: int) -> tuple[str, Manifest]:
 def _is_ours(path: str) -> bool:
     """Whether this directory was published by a store: has one of our manifests, whole or not."""
     try:
-        with _open_plain(os.path.join(path, MANIFEST)) as file:
+        with open_plain(os.path.join(path, MANIFEST)) as file:
             return FORMAT.encode() in file.read(200)
     except (OSError, ValueError):
         return False
@@ -438,19 +555,29 @@ def _is_ours(path: str) -> bool:
 # -------------------------------------------------------------------------------------------------------- files
 
 
+def verify_folder(path: str, trial: int, step: int) -> str:
+    """Read all of a checkpoint's directory; returns the hash of its manifest, or raises `DamagedCheckpoint`."""
+    digest, expected = _read_manifest(path, trial, step)
+    files, folders, others = scan(path)
+    for name, kind in others:
+        raise DamagedCheckpoint(path, name, f"is {kind}; a checkpoint holds plain files and directories")
+    found = set(files) - {MANIFEST}
+    for name in sorted(found - expected.files.keys()):
+        raise DamagedCheckpoint(path, name, "an extra file: the manifest does not list it")
+    for name in sorted(expected.files.keys() - found):
+        raise DamagedCheckpoint(path, name, "the file is missing")
+    for name in sorted(set(folders) ^ expected.folders):
+        extra = name in folders
+        raise DamagedCheckpoint(path, name, "an extra directory" if extra else "the directory is missing")
+    for name, (size, sha256) in expected.files.items():
+        _verify_file(path, name, size, sha256)
+    return digest
+
+
 def _write_checkpoint(source: str, target: str, trial: int, step: int) -> str:
     """Copy ``source`` to the new directory ``target`` with a manifest, all of it on disk; the manifest's hash."""
-    files, folders, others = _scan(source)
-    for name, kind in others:
-        raise ValueError(f"{os.path.join(source, name)} is {kind}; a checkpoint holds plain files and directories")
-    if MANIFEST in [*files, *folders]:
-        if not _is_ours(source):
-            raise ValueError(f"{os.path.join(source, MANIFEST)}: a checkpoint may not hold a file of this name")
-        files.remove(MANIFEST)  # copied or reported again from a published checkpoint
-    _remove(target)
-    os.mkdir(target)
-    for name in folders:
-        os.mkdir(os.path.join(target, name))
+    files, folders = contents(source)
+    make_new(target, folders)
     with _syncs.under_way() as sync:
         copied = {name: _copy_file(os.path.join(source, name), os.path.join(target, name), sync) for name in files}
         manifest = Manifest(trial, step, frozenset(folders), copied).encode()
@@ -458,6 +585,71 @@ def _write_checkpoint(source: str, target: str, trial: int, step: int) -> str:
         for name in [*folders, ""]:
             sync(os.open(os.path.join(target, name), os.O_RDONLY | os.O_DIRECTORY))
     return hashlib.sha256(manifest).hexdigest()
+
+
+def take(source: str, target: str) -> tuple[list[str], list[str]]:
+    """Copy ``source`` to the new directory ``target``, as fast as that goes; files and folders."""
+    files, folders = contents(source)
+    make_new(target, folders)
+    for name in files:
+        _take_file(os.path.join(source, name), os.path.join(target, name))
+    return files, folders
+
+
+def _seal(target: str, trial: int, step: int, files: Sequence[str], folders: Sequence[str]) -> str:
+    """Give a directory its manifest, and bring all of it to disk; the manifest's hash."""
+    with suppress(FileNotFoundError):
+        os.unlink(os.path.join(target, MANIFEST))  # of a try that failed
+    with _syncs.under_way() as sync:
+        found: dict[str, tuple[int, str]] = {}
+        for name in files:
+            with open_plain(os.path.join(target, name)) as file:
+                sync(os.dup(file.fileno()))  # while it is read
+                digest = hashlib.file_digest(file, "sha256")
+                found[name] = file.tell(), digest.hexdigest()
+        manifest = Manifest(trial, step, frozenset(folders), found).encode()
+        _write_file(os.path.join(target, MANIFEST), [manifest], sync)
+        for name in [*folders, ""]:
+            sync(os.open(os.path.join(target, name), os.O_RDONLY | os.O_DIRECTORY))
+    return hashlib.sha256(manifest).hexdigest()
+
+
+def contents(source: str) -> tuple[list[str], list[str]]:
+    """The files and folders of a directory that is to become a checkpoint."""
+    files, folders, others = scan(source)
+    for name, kind in others:
+        raise ValueError(f"{os.path.join(source, name)} is {kind}; a checkpoint holds plain files and directories")
+    if MANIFEST in [*files, *folders]:
+        if not _is_ours(source):
+            raise ValueError(f"{os.path.join(source, MANIFEST)}: a checkpoint may not hold a file of this name")
+        files.remove(MANIFEST)  # copied or reported again from a published checkpoint
+    return files, folders
+
+
+def make_new(target: str, folders: Sequence[str]) -> None:
+    """Make a directory and its folders."""
+    remove(target)
+    os.mkdir(target)
+    for name in folders:
+        os.mkdir(os.path.join(target, name))
+
+
+def _take_file(source: str, target: str) -> None:
+    """Copy one file without looking at it: the system does it, on some file systems without reading it."""
+    with open_plain(source) as file:
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            try:
+                while os.copy_file_range(file.fileno(), descriptor, 64 * CHUNK):
+                    pass
+            except OSError as error:
+                if error.errno not in _NO_COPY_RANGE:
+                    raise
+            # From where that ended: what it cannot copy, or only takes to be empty, is read.
+            while chunk := file.read(CHUNK):
+                _write_all(descriptor, chunk)
+        finally:
+            os.close(descriptor)
 
 
 Sync = Callable[[int], None]
@@ -509,7 +701,7 @@ def _copy_file(source: str, target: str, sync: Sync) -> tuple[int, str]:
 
     def chunks() -> Iterator[bytes]:
         nonlocal size
-        with _open_plain(source) as file:
+        with open_plain(source) as file:
             while chunk := file.read(CHUNK):
                 size += len(chunk)
                 digest.update(chunk)
@@ -525,9 +717,7 @@ def _write_file(path: str, chunks: Collection[bytes] | Iterator[bytes], sync: Sy
     size = 0
     try:
         for chunk in chunks:
-            rest = memoryview(chunk)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
+            _write_all(descriptor, chunk)
             size += len(chunk)
             if not size % _PIECE:
                 sync(os.dup(descriptor))
@@ -537,11 +727,17 @@ def _write_file(path: str, chunks: Collection[bytes] | Iterator[bytes], sync: Sy
     sync(descriptor)
 
 
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
 def _verify_file(path: str, name: str, size: int, sha256: str) -> None:
     """Compare one file with what its manifest says."""
     digest = hashlib.sha256()
     try:
-        with _open_plain(os.path.join(path, name)) as file:
+        with open_plain(os.path.join(path, name)) as file:
             actual = os.fstat(file.fileno()).st_size
             if actual != size:
                 raise DamagedCheckpoint(path, name, f"its size is {actual} bytes, and was {size}")
@@ -555,7 +751,7 @@ def _verify_file(path: str, name: str, size: int, sha256: str) -> None:
         raise DamagedCheckpoint(path, name, f"its sha256 is {digest.hexdigest()}, and was {sha256}")
 
 
-def _open_plain(path: str) -> Any:
+def open_plain(path: str) -> Any:
     """Open a regular file for reading; `ValueError` for a link, a pipe, a directory."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe would block for ever
@@ -569,7 +765,7 @@ def _open_plain(path: str) -> Any:
     return os.fdopen(descriptor, "rb")
 
 
-def _scan(root: str) -> tuple[list[str], list[str], list[tuple[str, str]]]:
+def scan(root: str) -> tuple[list[str], list[str], list[tuple[str, str]]]:
     """What is below a directory: files, folders (parents first), and what is neither, with its kind."""
     files: list[str] = []
     folders: list[str] = []
@@ -592,7 +788,7 @@ def _scan(root: str) -> tuple[list[str], list[str], list[tuple[str, str]]]:
     return sorted(files), sorted(folders), sorted(others)
 
 
-def _remove(path: str) -> None:
+def remove(path: str) -> None:
     """Remove whatever is there, never following a link. Somebody else may be removing it, too."""
     if _is_folder(path):
         shutil.rmtree(path, ignore_errors=True)
@@ -606,7 +802,7 @@ def _remove(path: str) -> None:
 def _removed(path: str) -> bool:
     """Whether a temporary could be removed. Nobody looks at it: that it stays is no reason not to go on."""
     try:
-        _remove(path)
+        remove(path)
     except OSError as error:
         _log.warning("%s could not be removed: %s", path, error)
         return False
@@ -634,127 +830,3 @@ def _name(what: str, number: int) -> str:
 def _is_number(name: str) -> bool:
     """Whether `_name` gives this name."""
     return name.isascii() and name.isdecimal() and f"{int(name):06d}" == name
-
-
-# ---------------------------------------------------------------------------------------------- which to keep
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """Which checkpoints of each trial are kept, and how often class trainables make one. Ray's names and defaults.
-
-    num_to_keep: how many; None keeps all of them.
-    checkpoint_score_attribute: the metric by which the best are kept; None keeps the latest.
-    checkpoint_score_order: whether "max" or "min" of it is best.
-    checkpoint_frequency: steps between checkpoints that `should_checkpoint` asks for, beside ends of leases; 0: none.
-    checkpoint_at_end: whether a class trainable makes one when it ends.
-    """
-
-    num_to_keep: int | None = None
-    checkpoint_score_attribute: str | None = None
-    checkpoint_score_order: str = "max"
-    checkpoint_frequency: int = 0
-    checkpoint_at_end: bool | None = None
-
-    def __post_init__(self) -> None:
-        keep: object = self.num_to_keep  # objects: users without a type checker come through here
-        attribute: object = self.checkpoint_score_attribute
-        frequency: object = self.checkpoint_frequency
-        if keep is not None and not (type(keep) is int and keep >= 1):
-            raise ValueError(f"num_to_keep must be None or a whole number from 1 on, not {keep!r}")
-        if attribute is not None and not (isinstance(attribute, str) and attribute):
-            raise ValueError(f"checkpoint_score_attribute must be None or the name of a metric, not {attribute!r}")
-        if self.checkpoint_score_order not in ("max", "min"):
-            raise ValueError(f"checkpoint_score_order must be 'max' or 'min', not {self.checkpoint_score_order!r}")
-        if not (type(frequency) is int and frequency >= 0):
-            raise ValueError(f"checkpoint_frequency must be a whole number from 0 on, not {frequency!r}")
-        if self.checkpoint_at_end not in (None, True, False):
-            raise ValueError(f"checkpoint_at_end must be None, True or False, not {self.checkpoint_at_end!r}")
-
-    def score(self, metrics: Mapping[str, Any]) -> float | None:
-        """What a checkpoint made with these metrics is ranked by; None if they do not hold it as a number."""
-        if self.checkpoint_score_attribute is None:
-            return None
-        value = metrics.get(self.checkpoint_score_attribute)
-        try:
-            return None if value is None or isinstance(value, str) else float(value)
-        except (TypeError, ValueError):
-            return None
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """One checkpoint of a trial, as retention sees it; ``score`` as `CheckpointConfig.score` gives it."""
-
-    step: int
-    score: float | None = None
-
-
-class Retention(Protocol):
-    """A rule of what to keep."""
-
-    def keep(self, kept: Sequence[Kept], in_use: Collection[int]) -> set[int]:
-        """Steps to keep out of a trial's checkpoints, in any order; ``in_use`` are steps that something needs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Everything:
-    """All of them."""
-
-    def keep(self, kept: Sequence[Kept], in_use: Collection[int]) -> set[int]:
-        return {one.step for one in kept}
-
-
-@dataclass(frozen=True, slots=True)
-class InUse:
-    """Those that something refers to: a paused trial, a restore in flight, a trial that forks from it."""
-
-    def keep(self, kept: Sequence[Kept], in_use: Collection[int]) -> set[int]:
-        return {one.step for one in kept if one.step in in_use}
-
-
-@dataclass(frozen=True, slots=True)
-class LatestN:
-    """The last ``n``."""
-
-    n: int
-
-    def keep(self, kept: Sequence[Kept], in_use: Collection[int]) -> set[int]:
-        return set(sorted(one.step for one in kept)[-self.n :])
-
-
-@dataclass(frozen=True, slots=True)
-class BestN:
-    """The ``n`` with the best scores; of equal ones the later. NaN is worse than any number, None worst."""
-
-    n: int
-    order: str = "max"
-
-    def keep(self, kept: Sequence[Kept], in_use: Collection[int]) -> set[int]:
-        return {one.step for one in sorted(kept, key=self._rank)[-self.n :]}
-
-    def _rank(self, one: Kept) -> tuple[int, float, int]:
-        if one.score is None:
-            return 0, 0.0, one.step
-        if math.isnan(one.score):
-            return 1, 0.0, one.step
-        return 2, one.score if self.order == "max" else -one.score, one.step
-
-
-@dataclass(frozen=True, slots=True)
-class AnyOf:
-    """What one of these rules keeps is kept."""
-
-    rules: tuple[Retention, ...]
-
-    def keep(self, kept: Sequence[Kept], in_use: Collection[int]) -> set[int]:
-        return set().union(*(rule.keep(kept, in_use) for rule in self.rules))
-
-
-def retention(config: CheckpointConfig) -> Retention:
-    """Ray's rule: the last, or the best, ``num_to_keep``; and always the last one, and what is in use."""
-    if config.num_to_keep is None:
-        return Everything()
-    if config.checkpoint_score_attribute is None:
-        return AnyOf((InUse(), LatestN(config.num_to_keep)))
-    return AnyOf((InUse(), LatestN(1), BestN(config.num_to_keep, config.checkpoint_score_order)))

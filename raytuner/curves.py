@@ -289,8 +289,9 @@ class Recorded:
         from raytuner.folder import Folder
         from raytuner.journal import read
 
-        self.path = Path(path).expanduser().absolute()
-        what = Folder(self.path).read()
+        folder = Folder(path)
+        self.path = folder.root
+        what = folder.read()
         if param_space is None:
             self.space = Space.from_json(what["space"])
         else:

@@ -19,6 +19,7 @@ from raytuner.events import (
     Ask,
     Checkpointed,
     Command,
+    Damaged,
     Decision,
     Drop,
     Ended,
@@ -30,6 +31,7 @@ from raytuner.events import (
     Opened,
     Over,
     Proposed,
+    Quarantine,
     Reported,
     Run,
     StopAsked,
@@ -44,12 +46,12 @@ from raytuner.retry import Remedies
 from raytuner.space import plain
 from raytuner.stopper import Watch
 from raytuner.study import Deadlock, Study
-from raytuner.trial import Failure, Reports, Why
+from raytuner.trial import UNDER_WAY, Failure, Reports, Why
 
 _log = logging.getLogger(__name__)
 
 
-_OF_AN_ATTEMPT = Ended | Failed | Checkpointed | Loaded
+_OF_AN_ATTEMPT = Ended | Failed | Damaged | Checkpointed | Loaded
 
 
 class ReplayDiffers(Exception):
@@ -74,6 +76,8 @@ class Shelf(Protocol):
     def sweep(self, referenced: set[tuple[int, int]]) -> object: ...
 
     def sweep_trial(self, trial: int, referenced: set[int]) -> object: ...
+
+    def quarantine(self, trial: int, step: int) -> str | None: ...
 
 
 Listener = Callable[[Study, Sequence[Row], Sequence[Reports]], None]
@@ -117,7 +121,8 @@ class Driver:
         self._owed: dict[int, Ask] = {}
         self._failed: set[int] = set()  # trials whose last attempt failed
         self._stopped: StopAsked | None = None  # what this driver told the study last
-        self._warned = False  # whether it was said that a fork found no checkpoint
+        self._warned: set[str] = set()  # what was said, and is said once
+        self._damage: dict[tuple[int, int], Damaged] = {}  # checkpoints that were found damaged
         self._epoch = self._replay()
         if budget is not None:
             budget.died()
@@ -132,6 +137,8 @@ class Driver:
         seconds, and the listeners are told that time goes by (None: only when something happens).
         """
         referenced = {(trial, step) for trial, steps in self._study.checkpoints.items() for step in steps}
+        for trial, step in sorted(self._study.quarantined):
+            self._shelf.quarantine(trial, step)  # the driver before may have died before it could
         self._shelf.sweep(referenced)
         opened: list[Event] = [Opened(self._clock.now(), self._epoch + 1)]
         if self._extension is not None:
@@ -172,8 +179,9 @@ class Driver:
         self._rows, self._said, self._outbox = [], [], []
         if rows or said:
             self._journal.commit(rows, said)
-        for command in outbox:
-            self._issue(command, executor)
+        for command in sorted(outbox, key=lambda command: not isinstance(command, Drop | Quarantine)):
+            self._issue(command, executor)  # first what makes room
+        self._tidy()
         for listener in self._listeners:
             listener(self._study, rows, said)
 
@@ -184,6 +192,8 @@ class Driver:
         if isinstance(event, Failed):
             self._failed.add(event.trial)
             event = self._remedied(event)
+        if isinstance(event, Damaged):
+            self._damage[event.source, event.step] = event
         if self._watch is not None and isinstance(event, Ended):
             event = self._watch.consult(event)
         if isinstance(event, StopAsked):
@@ -233,9 +243,17 @@ class Driver:
         heard: list[Event] = []
         if any(reports.checkpoints):
             heard += [
-                Checkpointed(report.at, event.trial, event.attempt, report.step, report.metrics, report.checkpoint)
+                Checkpointed(
+                    report.at,
+                    event.trial,
+                    event.attempt,
+                    report.step,
+                    report.metrics,
+                    report.checkpoint,
+                    report.nbytes,
+                )
                 for report in reports
-                if report.checkpoint
+                if report.checkpoint not in ("", UNDER_WAY)
             ]
         if fresh:
             self._last_step[event.trial] = fresh.steps[-1]
@@ -256,16 +274,46 @@ class Driver:
                 executor.unwind(trial, attempt)
             case Drop(trial, step):
                 self._shelf.delete(trial, step)
-            case Over(trial, why=Why.NO_SOURCE, message=message) if not self._warned:
-                self._warned = True
+                entry = self._study.ledger[trial]
+                if not entry.state.over and entry.newest is None:
+                    self._warn_once(
+                        "the quota is so small that trial %d, which is paused, lost its last checkpoint, of step %d: "
+                        "if it is resumed it begins anew, and so do others",
+                        trial,
+                        step,
+                    )
+            case Quarantine(trial, step):
+                moved = self._shelf.quarantine(trial, step)
+                found = self._damage.pop((trial, step), None)
                 _log.warning(
-                    "trial %d could not begin as a fork: %s. Report a checkpoint where should_checkpoint() says so. "
-                    "(This is said once.)",
+                    "%s. %s; trial %s goes on from an older one, if there is one, at no charge",
+                    found.message if found else f"checkpoint {step} of trial {trial} is damaged",
+                    f"It was moved to {moved}" if moved else "There is nothing left of it to look at",
+                    found.trial if found else trial,
+                )
+            case Over(trial, why=Why.NO_SOURCE, message=message):
+                self._warn_once(
+                    "trial %d could not begin as a fork: %s. Report a checkpoint where should_checkpoint() says so",
                     trial,
                     message,
                 )
             case _:
                 pass
+
+    def _tidy(self) -> None:
+        """Remove what failed attempts of trials that are over had published unheard; say if there is too much."""
+        for trial in [trial for trial in self._failed if self._study.ledger[trial].state.over]:
+            self._failed.remove(trial)
+            self._shelf.sweep_trial(trial, set(self._study.ledger[trial].checkpoints))
+        stock = self._study.stock
+        if (quota := stock.exceeded) is not None:
+            there = f"{len(stock):,} checkpoints of {stock.nbytes:,} bytes"
+            self._warn_once("the quota of %s is exceeded: live trials need all of the %s that are left", quota, there)
+
+    def _warn_once(self, message: str, *arguments: object) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            _log.warning(message + ". (This is said once.)", *arguments)
 
     # ------------------------------------------------------------------------------------------------- the replay
 

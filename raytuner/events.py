@@ -72,7 +72,8 @@ class Reported:
 
 @dataclass(frozen=True, slots=True)
 class Checkpointed:
-    """A checkpoint of this step is published; ``metrics`` are those of its report, ``digest`` its manifest's hash."""
+    """A checkpoint of this step is published; ``metrics`` are those of its report, ``digest`` its manifest's hash,
+    ``nbytes`` the size of its files."""
 
     at: float
     trial: int
@@ -80,6 +81,7 @@ class Checkpointed:
     step: int
     metrics: Metrics
     digest: str = ""
+    nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,19 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Damaged:
+    """A lease could not begin, and is over: its checkpoint, of this step of ``source``, is not what was published."""
+
+    at: float
+    trial: int
+    attempt: int
+    source: int
+    step: int
+    message: str
+    spent: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Ticked:
     """Time passed."""
 
@@ -163,7 +178,20 @@ class Extended:
     changes: Mapping[str, Any]
 
 
-Event = Opened | Slots | Proposed | Reported | Checkpointed | Loaded | Ended | Failed | Ticked | StopAsked | Extended
+Event = (
+    Opened
+    | Slots
+    | Proposed
+    | Reported
+    | Checkpointed
+    | Loaded
+    | Ended
+    | Failed
+    | Damaged
+    | Ticked
+    | StopAsked
+    | Extended
+)
 
 # ------------------------------------------------------------------------------------------------------- commands
 
@@ -226,6 +254,14 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class Quarantine:
+    """Put a damaged checkpoint aside: nothing refers to it any more, but somebody may want to look at it."""
+
+    trial: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """The study is over; ``complete`` unless it was asked to stop and can be resumed."""
 
@@ -233,7 +269,7 @@ class Finish:
     reason: str
 
 
-Decision = Start | Resume | Fork | Over | Retry | Drop | Finish
+Decision = Start | Resume | Fork | Over | Retry | Drop | Quarantine | Finish
 """What is journaled of a study's wishes; the rest follows from it."""
 
 Command = Ask | Tell | Run | Unwind | Decision

@@ -1,64 +1,73 @@
-"""A study's folder: what lies where, what the study is, and who may write.
+"""A study's folder, on a disk or in an object store: what lies where, and what the study is.
 
 ``study.json`` is written once, when the study begins: format version, seed, space, metric, settings, versions. It is
-plain JSON; reading it runs no code. The lock is the operating system's (``flock``), so a dead holder's place is free.
+plain JSON; reading it runs no code.
 """
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
 import os
-import socket
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from raytuner import __version__
 from raytuner.durable import make_folders, sync_folder
+from raytuner.storage import Place
 
 FORMAT = 3
 
-
-class StudyInUse(Exception):
-    """Another driver holds the study."""
+_CACHE = Path("~/.cache/raytuner")
 
 
 class NoStudy(ValueError):
     """There is no study where one was looked for, or none that can be read."""
 
 
-@dataclass(frozen=True, slots=True)
 class Folder:
-    """The paths of a study."""
+    """The paths of a study. ``root``: a path, or a `Place` in an object store."""
 
-    root: Path
+    def __init__(self, where: str | os.PathLike[str] | Place) -> None:
+        place = Place.of(where)
+        self.root: Path | Place = place.local or place
 
     @property
     def name(self) -> str:
         return self.root.name
 
     @property
-    def record(self) -> Path:
+    def record(self) -> Path | Place:
         return self.root / "study.json"
 
     @property
-    def checkpoints(self) -> Path:
+    def here(self) -> Path:
+        """Where trials' own files are on the machine they run on (working directories, what they print): in the
+        study's folder, or for a study in an object store in a folder of the user's cache. May begin with ``~``."""
+        if isinstance(self.root, Path):
+            return self.root
+        return _CACHE / hashlib.sha256(self.root.uri.encode()).hexdigest()[:16] / self.name
+
+    @property
+    def checkpoints(self) -> Path | Place:
         return self.root / "checkpoints"
 
     def exists(self) -> bool:
         """Whether a study was begun here."""
-        return self.record.is_file()
+        return self.record.is_file() if isinstance(self.record, Path) else self.record.exists()
 
     def create(self, what: Mapping[str, Any]) -> None:
         """Begin a study: write ``study.json``, whole or not at all."""
-        make_folders(self.root)
         text = json.dumps({"format": FORMAT, **what, "versions": _versions(), "created": time.time()}, indent=2)
+        if isinstance(self.record, Place):
+            self.record.write(f"{text}\n".encode())
+            return
+        assert isinstance(self.root, Path)
+        make_folders(self.root)
         temporary = self.root / f".study.json.{os.getpid()}"
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text + "\n")
@@ -72,48 +81,14 @@ class Folder:
         if not self.exists():
             raise NoStudy(f"there is no study in {self.root}: it holds no study.json")
         try:
-            what = json.loads(self.record.read_text(encoding="utf-8"))
+            text = self.record.read_bytes() if isinstance(self.record, Path) else self.record.read()
+            what = json.loads(text.decode("utf-8"))
         except ValueError as error:
             raise NoStudy(f"{self.record} is damaged: {error}") from None
         if not isinstance(what, dict) or what.get("format") not in range(1, FORMAT + 1):
             found = what.get("format") if isinstance(what, dict) else None
             raise NoStudy(f"{self.record} has format {found!r}; this version of raytuner reads formats 1 to {FORMAT}")
         return what
-
-
-class Lock:
-    """The right to write a study. Raises `StudyInUse`, naming the holder, where another driver has it."""
-
-    def __init__(self, root: Path) -> None:
-        make_folders(root)
-        self._path = root / "lock"
-        self._file = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._file)
-            raise StudyInUse(f"the study in {root} is being run by {self._holder()}") from None
-        os.ftruncate(self._file, 0)
-        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        os.pwrite(self._file, json.dumps(holder).encode(), 0)
-
-    def _holder(self) -> str:
-        try:
-            holder = json.loads(self._path.read_text())
-            return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
-        except (OSError, ValueError, KeyError, TypeError):
-            return "another process"
-
-    def release(self) -> None:
-        os.close(self._file)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
 
 
 def _versions() -> dict[str, str]:

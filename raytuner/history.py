@@ -94,7 +94,7 @@ class History:
         from raytuner.results import ResultGrid
 
         grid = study if isinstance(study, ResultGrid) else ResultGrid(study)
-        folder = Folder(Path(grid.experiment_path))
+        folder = Folder(grid.experiment_path)
         what = folder.read()
         objective = _objective(metric or what["metric"], mode or what["mode"])
         reports = grid.to_arrow("reports")

@@ -1,6 +1,7 @@
 """A study's durable record: what happened and what was decided (``journal/``), and what trials said (``reports/``).
 
-Both are folders of numbered segments (`raytuner.segments`) that only ever grow. `Journal.commit` writes one *turn* of
+Both are folders of numbered segments (`raytuner.segments`) that only ever grow; in an object store, which appends to
+nothing, they are `raytuner.objects`. `Journal.commit` writes one *turn* of
 the driver's loop: when it returns, the turn is on the disk. Where a turn wrote to both tables, neither half counts
 without the other: an unfinished turn leaves no trace. `read` is for everybody else, while a driver writes too.
 
@@ -13,10 +14,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,7 @@ from raytuner.actions import Answer, Exhausted, Fork, Proposal, Resume, Start, W
 from raytuner.durable import make_folders, sync_file, sync_folder
 from raytuner.events import (
     Checkpointed,
+    Damaged,
     Decision,
     Drop,
     Ended,
@@ -40,14 +45,18 @@ from raytuner.events import (
     Opened,
     Over,
     Proposed,
+    Quarantine,
     Reported,
     Retry,
     Slots,
     StopAsked,
     Ticked,
 )
-from raytuner.segments import DamagedSegment, SegmentWriter, Turn, read_segment, truncate
+from raytuner.lock import Hold
+from raytuner.objects import ObjectLog, ObjectTable, read_last_object, read_objects
+from raytuner.segments import DamagedSegment, Epoch, SegmentWriter, Turn, epoch_of, read_segment, truncate
 from raytuner.space import pack, unpack
+from raytuner.storage import Place
 from raytuner.trial import Failure, Report, Reports, Slot, State, Why
 
 FORMAT = 3
@@ -64,9 +73,8 @@ JOURNAL = pa.schema(
         pa.field("level", pa.float64()),  # value of the time attribute
         pa.field("spent", pa.float64()),  # seconds of slot time
         pa.field("source", pa.int64()),  # fork: the trial it continues; loaded: the checkpoint's
-        pa.field(
-            "number", pa.int64()
-        ),  # opened: epoch; slots, extended: how many; finish, stop_asked: 1 for good; fork: replaces
+        # opened: epoch; slots, extended: how many; checkpointed: bytes; stop_asked, finish: 1 for good; fork: replaces
+        pa.field("number", pa.int64()),
         pa.field("what", pa.string()),  # ended: how; failed: failure; over: state; proposed: kind of answer
         pa.field("why", pa.string()),  # over: the reason's name
         pa.field("config", pa.string()),  # proposed, start, fork: JSON
@@ -100,12 +108,23 @@ class Journal:
 
     Opening repairs: torn tails and half-written turns are cut off, durably, before anything is read or written.
     Raises `DamagedSegment` if the record is damaged elsewhere.
+
+    ``hold``: the right to write (`raytuner.lock`). It is asked before and after each turn: a driver that lost the study
+    writes no more, and what it may have written meanwhile does not count. None: nobody else can have opened it.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._events = _Table(root / "journal")
-        self._reports = _Table(root / "reports")
-        self._before = _repair(self._events, self._reports)
+    def __init__(self, root: Path | Place, hold: Hold | None = None) -> None:
+        place = Place.of(root)
+        self._events: _Table | ObjectTable
+        self._reports: _Table | ObjectTable
+        if place.local is None:
+            log = ObjectLog(place, hold)  # asks by itself
+            self._events, self._reports, self._before = log.events, log.reports, log.before
+            _must_be_whole(*self._before)
+        else:
+            self._events, self._reports = _Table(place.local / "journal"), _Table(place.local / "reports")
+            self._before = _repair(self._events, self._reports)
+        self._hold = None if place.local is None else hold
         self.turn = max((turns[-1].number for turns in self._before if turns), default=-1) + 1
         self._seen: dict[str, pa.DataType] = {}
         self._schema: pa.Schema | None = None  # of reports, made of what was seen
@@ -129,15 +148,16 @@ class Journal:
     def commit(self, rows: Sequence[Row], reports: Sequence[Reports]) -> None:
         """Write one turn; when this returns it is durable, whole. Nothing to write: nothing happens.
 
-        Rows that cannot be written raise before anything is. After a failed write (a full disk) this journal is of no
-        use any more: what stands in the files is unknown until they are opened, and so repaired, anew.
+        Rows that cannot be written raise before anything is. After a failed write (a full disk) nothing is written any
+        more: what stands in the files is unknown until they are opened anew, or `recover` cuts it off.
         """
         if self._broken:
             raise RuntimeError(f"an earlier turn could not be written to {self._events.folder.parent}; open it again")
         if not rows and not reports:
             return
         self._before = [], []
-        batches: list[tuple[_Table, pa.RecordBatch]] = []
+        self._ask_hold()
+        batches: list[tuple[_Table | ObjectTable, pa.RecordBatch]] = []
         if reports:  # before the events: whoever reads these first then finds the reports of all he has seen
             batches.append((self._reports, self._report_batch(reports)))
         if rows:
@@ -146,10 +166,25 @@ class Journal:
         for table, batch in batches:
             table.append(batch, self.turn, joint=len(batches) == 2)
         self._sync([table for table, _ in batches])
+        self._ask_hold()  # whoever has it now may have read the record before these rows were in it
+        for table, _ in batches:
+            table.note()
         self._broken = False
         self.turn += 1
 
-    def _sync(self, tables: Sequence[_Table]) -> None:
+    def recover(self) -> None:
+        """After a failed write: cut off, durably, whatever that turn left, so that it can be written again."""
+        self._ask_hold()  # what lies there may be another driver's by now
+        for table in (self._events, self._reports):
+            table.recover()
+        self._broken = False
+
+    def _ask_hold(self) -> None:
+        """Raise if another driver has the study."""
+        if self._hold is not None:
+            self._hold.check()
+
+    def _sync(self, tables: Sequence[_Table | ObjectTable]) -> None:
         """Bring tables to disk. A file system that is asked for two at once often needs one flush for them; but a fast
         one is not worth a thread."""
         first, *others = tables
@@ -229,22 +264,28 @@ class Journal:
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
 
-def is_complete(root: Path) -> bool:
+def is_complete(root: Path | Place) -> bool:
     """Whether a study's record ends with the study's end; only its last pages are looked at."""
-    segments = _Table(root / "journal").segments()
-    turns = read_segment(segments[-1], last=True)[0] if segments else []
+    place = Place.of(root)
+    if place.local is None:
+        turns, sure = read_last_object(place), True
+    else:
+        segments = _Table(place.local / "journal").segments()
+        turns = read_segment(segments[-1], last=True)[0] if segments else []
+        # Else the other half of a turn may be missing, or what stands there was written by a driver that had lost it.
+        sure = bool(turns) and not turns[-1].joint and turns[-1].epoch >= max(map(epoch_of, segments))
     if not turns:
         return False
     rows = list(_rows(turns[-1:]))
     if not (isinstance(rows[-1], Finish) and rows[-1].complete):
         return False
-    return not turns[-1].joint or bool(read(root).rows[-1:] == rows[-1:])  # its other half may be missing
+    return sure or bool(read(root).rows[-1:] == rows[-1:])
 
 
-def extensions(root: Path) -> list[Extended]:
+def extensions(root: Path | Place) -> list[Extended]:
     """How a study was extended since it began, in order. Only a column of its record is looked at, if it was not."""
-    found = []
-    for turn in _Table(root / "journal").read()[0]:
+    found: list[Extended] = []
+    for turn in _whole_turns(root)[0]:
         if pc.any(pc.equal(turn.batch.column("kind"), "extended")).as_py():
             found += [row for row in _rows([turn]) if isinstance(row, Extended)]
     return found
@@ -258,17 +299,29 @@ class Record:
     reports: pa.Table
 
 
-def read(root: Path) -> Record:
+def read(root: Path | Place) -> Record:
     """Read a study's record, also while a driver writes it; changes nothing. Needs neither Ray nor the user's code.
 
     ``reports``: the columns of `REPORTS` and one column per metric, named as it was reported; of a step that was
     reported twice the first row. Raises `DamagedSegment`.
     """
-    events, reports = _Table(root / "journal").read()[0], _Table(root / "reports").read()[0]
-    whole = _whole(events, reports)
-    _may_be_cut([turn for turn in events if turn.number >= whole], whole)  # the reports may have grown meanwhile
-    batches = [turn.batch for turn in reports if turn.number < whole]
-    return Record(list(_rows([turn for turn in events if turn.number < whole])), _one_table(batches))
+    events, reports = _whole_turns(root)
+    return Record(list(_rows(events)), _one_table([turn.batch for turn in reports]))
+
+
+def _whole_turns(root: Path | Place) -> tuple[list[Turn], list[Turn]]:
+    """The turns of both tables that count."""
+    place = Place.of(root)
+    if place.local is None:
+        events, reports = read_objects(place)
+        whole = _must_be_whole(events, reports)
+    else:
+        tables = _Table(place.local / "journal"), _Table(place.local / "reports")
+        events, reports = _counted([table.read()[0] for table in tables])
+        whole = _whole(events, reports)
+        _may_be_torn(tables, whole)
+        _may_be_cut([turn for turn in events if turn.number >= whole], whole)  # the reports may have grown meanwhile
+    return [turn for turn in events if turn.number < whole], [turn for turn in reports if turn.number < whole]
 
 
 def _rows(turns: Sequence[Turn]) -> Iterator[Row]:
@@ -284,7 +337,12 @@ class _Table:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.epoch: Epoch | None = None  # of what is appended
+        self.torn: list[tuple[int, DamagedSegment]] = []
+        """Of segments of older epochs whose tails are torn: from which turn on it does not matter, and the error."""
         self._writer: SegmentWriter | None = None
+        self._number = 0  # of segments, with the writer's
+        self._kept = 0, 0  # segments, and bytes of the last of them, that are durable
 
     def segments(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*.arrow"))
@@ -294,22 +352,34 @@ class _Table:
         turns: list[Turn] = []
         good = 0
         segments = self.segments()
+        epochs = self.epochs(segments)
         for number, path in enumerate(segments):
             if path.name != _segment(number):
                 raise DamagedSegment(f"{self.folder} lacks {_segment(number)}: next in it is {path.name}")
-            found, good = read_segment(path, last=path == segments[-1])
-            turns += found
-        for before, after in pairwise(turns):
-            if after.number <= before.number:
-                raise DamagedSegment(
-                    f"{after.path} is damaged at byte {after.offset}: turn {after.number} follows {before.number}"
+            newer = [later.since for later in epochs[number + 1 :] if later > epochs[number]]
+            found, good = read_segment(path, last=path == segments[-1] or bool(newer))
+            if newer and good < path.stat().st_size:
+                self.torn.append(
+                    (min(newer), DamagedSegment(f"{path} is damaged at byte {good}, and goes on elsewhere"))
                 )
+            inherited = bool(found) and found[0].epoch != epochs[number]
+            turns += [replace(turn, epoch=epochs[number]) for turn in found] if inherited else found
         return turns, good
+
+    def epochs(self, segments: Sequence[Path]) -> list[Epoch]:
+        """The epoch of each segment: that of the one before where it says none, as those of an older version."""
+        epochs: list[Epoch] = []
+        for path in segments:
+            found = epoch_of(path)
+            epochs.append(epochs[-1] if epochs and found == Epoch() else found)
+        return epochs
 
     def append(self, batch: pa.RecordBatch, turn: int, joint: bool) -> None:
         if self._writer is None or self._writer.schema != batch.schema:
             self.close()
-            self._writer = SegmentWriter(self.folder / _segment(len(self.segments())), batch.schema)
+            number = len(self.segments())
+            self._writer = SegmentWriter(self.folder / _segment(number), batch.schema, self.epoch)
+            self._number = number + 1
             sync_folder(self.folder)
         self._writer.append(batch, turn, joint)
 
@@ -317,14 +387,71 @@ class _Table:
         assert self._writer is not None
         self._writer.sync()
 
+    def note(self) -> None:
+        """What was written is whole and durable."""
+        assert self._writer is not None
+        self._kept = self._number, self._writer.size
+
+    def note_found(self) -> None:
+        """What was found is whole and durable."""
+        segments = self.segments()
+        self._kept = len(segments), segments[-1].stat().st_size if segments else 0
+
+    def recover(self) -> None:
+        """Put it back to what it was at the last `note`, durably. What an fsync that failed was to write can be read,
+        and may yet never come to the disk: so all of it goes, whole or not."""
+        self.close()
+        number, size = self._kept
+        names = os.listdir(self.folder)
+        for name in names:
+            if name.endswith(".arrow") and name >= _segment(number):
+                (self.folder / name).unlink()
+        sync_folder(self.folder)
+        if number:
+            truncate(self.folder / _segment(number - 1), size)
+
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with suppress(OSError):  # what counts was brought to disk before
+                writer.close()
 
 
 def _segment(number: int) -> str:
     return f"{number:06d}.arrow"
+
+
+def _counted(tables: Sequence[Sequence[Turn]]) -> list[list[Turn]]:
+    """Without what older epochs wrote after newer ones began: by drivers that had lost the study."""
+    epochs = sorted({turn.epoch for turns in tables for turn in turns})
+    ends: dict[Epoch, float] = {}
+    end = math.inf
+    for epoch in reversed(epochs):
+        ends[epoch] = end
+        end = min(end, epoch.since)
+    counted = [[turn for turn in turns if turn.number < ends[turn.epoch]] for turns in tables]
+    for turns in counted:
+        for before, after in pairwise(turns):
+            if after.number <= before.number:
+                raise DamagedSegment(
+                    f"{after.path} is damaged at byte {after.offset}: turn {after.number} follows {before.number}"
+                )
+    return counted
+
+
+def _may_be_torn(tables: Sequence[_Table], whole: int) -> None:
+    """Raise if the tail of an older epoch's segment is missing that was there when the next epoch began."""
+    for since, error in (torn for table in tables for torn in table.torn):
+        if whole < since:
+            raise error
+
+
+def _must_be_whole(events: Sequence[Turn], reports: Sequence[Turn]) -> int:
+    """How many turns there are; raise if one is missing, or a half of one."""
+    whole = _whole(events, reports)
+    if late := [turn for turn in (*events, *reports) if turn.number >= whole]:
+        raise DamagedSegment(f"{late[0].path} has turn {late[0].number}, but of turn {whole} a part is missing")
+    return whole
 
 
 def _whole(events: Sequence[Turn], reports: Sequence[Turn]) -> int:
@@ -356,15 +483,22 @@ def _repair(events: _Table, reports: _Table) -> tuple[list[Turn], list[Turn]]:
         if segments and good < segments[-1].stat().st_size:
             truncate(segments[-1], good)
         found.append(turns)
+    found = _counted(found)
     whole = _whole(*found)
+    _may_be_torn((events, reports), whole)
     _may_be_cut([turn for turns in found for turn in turns if turn.number >= whole], whole)
     for turns in found:
         if turns and turns[-1].number >= whole:
+            assert isinstance(turns[-1].path, Path)
             truncate(turns[-1].path, turns[-1].offset)
             turns.pop()
     for table in (events, reports):
         for last in table.segments()[-1:]:
             sync_file(last)  # its writer may have died before it could, and what follows will build on it
+        table.note_found()
+    known = [epoch.number for table in (events, reports) for epoch in table.epochs(table.segments())]
+    nonce = f"{time.time_ns():016x}{secrets.token_hex(2)}"  # the later the larger, where two begin at once
+    events.epoch = reports.epoch = Epoch(max(known, default=0) + 1, nonce, whole)
     return found[0], found[1]
 
 
@@ -509,16 +643,18 @@ def _encode(row: Row) -> dict[str, Any]:
             }
         case Reported(at, trial, attempt, reports):
             said = [
-                [report.step, report.level, dict(report.metrics), report.at, report.checkpoint] for report in reports
+                [report.step, report.level, dict(report.metrics), report.at, report.checkpoint, report.nbytes]
+                for report in reports
             ]
             return {"kind": "reported", "at": at, "trial": trial, "attempt": attempt, "data": _json(said)}
-        case Checkpointed(at, trial, attempt, step, metrics, digest):
+        case Checkpointed(at, trial, attempt, step, metrics, digest, nbytes):
             return {
                 "kind": "checkpointed",
                 "at": at,
                 "trial": trial,
                 "attempt": attempt,
                 "step": step,
+                "number": nbytes,
                 "data": _json(dict(metrics)),
                 "text": digest,
             }
@@ -556,6 +692,17 @@ def _encode(row: Row) -> dict[str, Any]:
                 "spent": spent,
                 **changed,
             }
+        case Damaged(at, trial, attempt, source, step, message, spent):
+            return {
+                "kind": "damaged",
+                "at": at,
+                "trial": trial,
+                "attempt": attempt,
+                "source": source,
+                "step": step,
+                "text": _utf8(message),
+                "spent": spent,
+            }
         case Ticked(at):
             return {"kind": "ticked", "at": at}
         case StopAsked(at, reason, for_good):
@@ -583,6 +730,8 @@ def _encode(row: Row) -> dict[str, Any]:
             return {"kind": "retry", "trial": trial, "step": checkpoint}
         case Drop(trial, step):
             return {"kind": "drop", "trial": trial, "step": step}
+        case Quarantine(trial, step):
+            return {"kind": "quarantine", "trial": trial, "step": step}
         case Finish(complete, reason):
             return {"kind": "finish", "number": int(complete), "text": _utf8(reason)}
 
@@ -610,7 +759,7 @@ def _known(row: Mapping[str, Any]) -> Row:
             reports = tuple(Report(*said) for said in _value(row["data"]))
             return Reported(at, trial, attempt, reports)
         case "checkpointed":
-            return Checkpointed(at, trial, attempt, step, _value(row["data"]), row["text"] or "")
+            return Checkpointed(at, trial, attempt, step, _value(row["data"]), row["text"] or "", row["number"] or 0)
         case "loaded":
             return Loaded(at, trial, attempt, row["source"], step, row["text"])
         case "ended":
@@ -619,6 +768,8 @@ def _known(row: Mapping[str, Any]) -> Row:
         case "failed":
             remedy = _value(row["data"]) if row["data"] else None
             return Failed(at, trial, attempt, Failure[row["what"]], row["text"], row["spent"], remedy)
+        case "damaged":
+            return Damaged(at, trial, attempt, row["source"], step, row["text"], row["spent"])
         case "ticked":
             return Ticked(at)
         case "stop_asked":
@@ -637,6 +788,8 @@ def _known(row: Mapping[str, Any]) -> Row:
             return Retry(trial, step)
         case "drop":
             return Drop(trial, step)
+        case "quarantine":
+            return Quarantine(trial, step)
         case "finish":
             return Finish(bool(row["number"]), row["text"])
         case kind:

@@ -22,7 +22,8 @@ class Entry:
     ``origin``: when and from which step its lease was first begun (None: it waits for a slot).
     ``checkpoints``: steps whose checkpoints exist, each with its retention score; ``digests``: their manifests' hashes,
     where known. ``donor``: trial and step of the checkpoint it starts from while it has none of its own;
-    ``inherited``: seconds of slot time that went into that. ``rung``: step of the checkpoint it can be forked from.
+    ``base``: the step that was at, which is where a fork begins; ``inherited``: seconds of slot time that went into it.
+    ``rung``: step of the checkpoint it can be forked from.
     ``heard``: what the scheduler last judged of its present
     lease, if it judges every report. ``slot``: what it reserves, if that is not what the study's trials do.
     ``parked``: whether its function may still wait where its last lease ended.
@@ -42,6 +43,7 @@ class Entry:
     checkpoints: dict[int, float | None] = field(default_factory=dict)
     digests: dict[int, str] = field(default_factory=dict)
     donor: tuple[int, int] | None = None
+    base: int = 0
     inherited: float = 0.0
     rung: int | None = None
     heard: Observation | None = None
@@ -85,7 +87,7 @@ class Ledger(Mapping[int, Entry]):
         if trial.id in self._entries:
             raise IllegalChange(f"trial {trial.id} exists already")
         origin = donor[1] if donor else 0
-        entry = Entry(trial, until, State.RUNNING, origin=origin, step=origin, donor=donor)
+        entry = Entry(trial, until, State.RUNNING, origin=origin, step=origin, donor=donor, base=origin)
         self._entries[trial.id] = self._live[trial.id] = entry
         self._counts[State.RUNNING] += 1
         return entry

@@ -10,10 +10,10 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
-from raytuner.events import Ended, Failed, Loaded
+from raytuner.events import Checkpointed, Damaged, Ended, Failed, Loaded
 from raytuner.trial import Lease, Metrics, Reports
 
 _BACKLOG = 10_000  # reports that may wait to be sent before `report` blocks
@@ -22,7 +22,7 @@ _MUCH = 250  # reports that wait for no more
 _LINGER_S = 0.05  # how long reports, for which nobody waits, wait for more: so that a driver may have many actors
 _ENDS_LINGER_S = 0.004  # and ends that are not urgent: else those who give out leases could not keep up
 
-Item = Reports | Loaded | Ended | Failed
+Item = Reports | Loaded | Checkpointed | Ended | Failed | Damaged
 """What an executor hears."""
 
 
@@ -116,7 +116,7 @@ class Outbox:
     """What the sessions of this process have said, until it is sent. One thread takes."""
 
     def __init__(self) -> None:
-        self._items: deque[Said | Loaded | Ended | Failed] = deque()
+        self._items: deque[Said | Loaded | Checkpointed | Ended | Failed | Damaged] = deque()
         self._awake = threading.Event()
         self._idle = False  # whether somebody waits for anything at all
         self._urgent = False  # whether there is something that should not wait for more
@@ -125,13 +125,14 @@ class Outbox:
         self._crowded = False
         self._closed = False
 
-    def put(self, item: Loaded | Ended | Failed, urgent: bool = True) -> None:
-        """Put down what a lease began from or how it ended; ``urgent``: somebody waits for it."""
+    def put(self, item: Loaded | Checkpointed | Ended | Failed | Damaged, urgent: bool = True) -> None:
+        """Put down what a lease began from, what it saved or how it ended; ``urgent``: somebody waits for it."""
         self._items.append(item)
+        ends = isinstance(item, Ended | Failed | Damaged)
         if urgent:
             self.hurry()
-        elif self._idle or not (self._soon or isinstance(item, Loaded)):
-            self._soon = not isinstance(item, Loaded)
+        elif self._idle or (ends and not self._soon):
+            self._soon = ends
             self._awake.set()
 
     def hurry(self) -> None:
@@ -184,7 +185,7 @@ class Outbox:
             if frame is not None:
                 found.append(columns_of(frame, cast(list[Said], list(said))))
             else:
-                found += [item for item in said if isinstance(item, Loaded | Ended | Failed)]
+                found += [item for item in said if isinstance(item, Loaded | Checkpointed | Ended | Failed | Damaged)]
         return found
 
     def _linger(self, seconds: float) -> None:
@@ -197,21 +198,23 @@ class Outbox:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """What all reports of one lease have in common. ``origin``: the step before the session's first."""
+    """What all reports of one lease have in common. ``origin``: the step before the session's first. ``nbytes``: the
+    sizes of their checkpoints, by step."""
 
     lease: Lease
     origin: int
     ran_s: float  # in the session's earlier leases
     place: Mapping[str, Any]
+    nbytes: dict[int, int] = field(default_factory=dict)
 
 
 Said = tuple[Frame, int, float, float, float, float, str, dict[str, Any]]
 """A report as it is put down: frame, step, level, time, seconds since the report before and since the lease began,
-the hash of the checkpoint's manifest if there is one, what the user said. A plain tuple, for it is made at every
-training step."""
+the hash of the checkpoint's manifest if there is one, or `UNDER_WAY`, what the user said. A plain tuple, for it is made
+at every training step."""
 
 
-def _frame_of(item: Said | Loaded | Ended | Failed) -> Frame | None:
+def _frame_of(item: Said | Loaded | Checkpointed | Ended | Failed | Damaged) -> Frame | None:
     return item[0] if isinstance(item, tuple) else None
 
 
@@ -238,7 +241,8 @@ def columns_of(frame: Frame, said: list[Said]) -> Reports:
             values = [value if name in flat else own for value, own, flat in zip(values, ours, flats, strict=True)]
         if name != "training_iteration":
             metrics[name] = values
-    return Reports(lease.trial.id, lease.attempt, steps, levels, at, checkpoints, metrics, constants)
+    sizes = {step: frame.nbytes[step] for step in steps if step in frame.nbytes}
+    return Reports(lease.trial.id, lease.attempt, steps, levels, at, checkpoints, metrics, constants, sizes)
 
 
 def row_of(said: Said) -> Metrics:

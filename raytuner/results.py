@@ -15,14 +15,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raytuner.actions import Fork, Proposal, Resume, Start
-from raytuner.checkpoints import Checkpoint, Store
-from raytuner.events import Checkpointed, Drop, Ended, Failed, How, Loaded, Over, Proposed
+from raytuner.cache import CACHE_BYTES
+from raytuner.checkpoints import Checkpoint
+from raytuner.events import Checkpointed, Drop, Ended, Failed, How, Loaded, Over, Proposed, Quarantine
 from raytuner.folder import Folder
 from raytuner.held import Held
 from raytuner.journal import METRIC, REPORTS, Record, metric_column, read, text_of
+from raytuner.object_checkpoints import store_at
 from raytuner.objective import AUTOMATIC, Objective
 from raytuner.retry import merged
 from raytuner.space import pack
+from raytuner.storage import Place
 from raytuner.trial import Config, Metrics, State, Why
 
 if TYPE_CHECKING:
@@ -88,8 +91,8 @@ class ResultGrid(Sequence[Result]):
     ``chain``: so there are as many results as the population has members, ``num_samples``. `trials` has each trial.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self._folder = Folder(Path(path).expanduser())
+    def __init__(self, path: str | Path | Place) -> None:
+        self._folder = Folder(path)
         what = self._folder.read()
         self._metric: str | None = what["metric"]
         self._mode: str | None = what["mode"]
@@ -267,6 +270,7 @@ def _results(folder: Folder, record: Record) -> list[Result]:
     paused: set[int] = set()
     rungs: dict[int, int] = {}
     checkpoints: dict[int, dict[int, Metrics]] = {}
+    digests: dict[tuple[int, int], str] = {}
     for row in record.rows:
         match row:
             case Proposed(trial=trial, answer=Proposal(config=config)):
@@ -295,23 +299,26 @@ def _results(folder: Folder, record: Record) -> list[Result]:
                 rungs[trial] = until
                 paused.discard(trial)
                 over.pop(trial, None)  # in an extended study
-            case Checkpointed(trial=trial, step=step, metrics=metrics):
+            case Checkpointed(trial=trial, step=step, metrics=metrics, digest=digest):
                 checkpoints.setdefault(trial, {})[step] = metrics
-            case Drop(trial, step):
+                digests.setdefault((trial, step), digest)  # the first of a step counts
+            case Drop(trial, step) | Quarantine(trial, step):
                 checkpoints.get(trial, {}).pop(step, None)
+                digests.pop((trial, step), None)
             case _:
                 pass
     last = _last_rows(record.reports)
     last |= _rows_of(record.reports, {trial: at for trial, at in begun.items() if trial not in last})
-    store = Store(folder.checkpoints)
+    store = store_at(folder.checkpoints, folder.here.expanduser() / "cache", CACHE_BYTES)
+    there = store.all() if checkpoints else set()
     results = []
     for trial in sorted(configs):
         config, parent = configs[trial]
         end = over.get(trial)
         kept = [
-            (Checkpoint(store.path(trial, step)), metrics)
+            (store.published(trial, step, digests.get((trial, step), "")), metrics)
             for step, metrics in sorted(checkpoints.get(trial, {}).items())
-            if Path(store.path(trial, step)).is_dir()
+            if (trial, step) in there
         ]
         failed = end is not None and end.state is State.FAILED
         results.append(

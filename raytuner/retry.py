@@ -14,6 +14,7 @@ HUNG                   nothing was reported for ``heartbeat_timeout_s``    ``max
 NOT_REPORTABLE         a metric that no table can hold                     never: the same code would say the same again
 NO_METRIC, NOT_FINITE  a report that cannot be ranked                      never
 NO_RESOURCES           what it was to reserve cannot be had                never
+STORAGE                the storage failed, for ``storage_patience_s``      when the study, which ends early, is resumed
 =====================  ==================================================  =============================================
 
 *In a row* means without progress in between: a lease ended, or a checkpoint was made. In whatever class, a trial that
@@ -106,6 +107,8 @@ class Retries:
                 return tally.in_a_row[Failure.HUNG] <= self.max_hangs
             case Failure.NOT_REPORTABLE | Failure.NO_METRIC | Failure.NOT_FINITE | Failure.NO_RESOURCES:
                 return False
+            case Failure.STORAGE:  # no fault of the trial's
+                return True
 
 
 def merged(config: Mapping[str, Any], change: Mapping[str, Any]) -> Mapping[str, Any]:

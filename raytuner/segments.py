@@ -5,7 +5,8 @@ each message, the schema's included, carries in its custom metadata its own leng
 
     raytuner: "size=0000001234 crc32=89abcdef turn=17 joint=1"
 
-The CRC is taken with its own eight digits as zeros. Nothing is given to Arrow before it is verified.
+The CRC is taken with its own eight digits as zeros. Nothing is given to Arrow before it is verified. A schema may say
+more: of which driver's life the segment is (`Epoch`), and in an object store what the object is (`raytuner.objects`).
 
 A crash may leave a message half-written: a *torn tail*, which is cut off when a writer opens the folder and passed over
 by readers. A bad message with good ones behind it is no torn tail but damage, and an error that names file and offset.
@@ -16,13 +17,18 @@ from __future__ import annotations
 import os
 import re
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow as pa
 
+from raytuner.storage import Place
+
 _KEY = b"raytuner"
 _MARK = re.compile(rb"size=(\d{10}) crc32=([0-9a-f]{8}) turn=(-?\d+) joint=([01])")
+_EPOCH = re.compile(rb"number=(\d+) nonce=([0-9a-f]*) since=(\d+)")
 _START = b"\xff\xff\xff\xff"
 _ZEROS = b"0" * 8
 _BUFFER = 1 << 16
@@ -30,6 +36,30 @@ _BUFFER = 1 << 16
 
 class DamagedSegment(Exception):
     """A file of the record is not what was written."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Epoch:
+    """One driver's life, as its segments say it: the ``number``-th, begun when ``since`` turns were on record.
+
+    What an older epoch wrote from there on was written by a driver that had lost the study, and does not count.
+    ``nonce``: tells lives apart that began at once, each without knowing of the other.
+    """
+
+    number: int = 0
+    nonce: str = ""
+    since: int = 0
+
+    KEY: ClassVar[bytes] = b"raytuner-epoch"
+
+    def spelt(self) -> bytes:
+        return f"number={self.number} nonce={self.nonce} since={self.since}".encode()
+
+    @classmethod
+    def of(cls, schema: pa.Schema) -> Epoch:
+        """What a segment's schema says; the first of all epochs where it says nothing, as it once did."""
+        found = _EPOCH.fullmatch((schema.metadata or {}).get(cls.KEY, b""))
+        return cls(int(found[1]), found[2].decode(), int(found[3])) if found else cls()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,34 +72,60 @@ class Turn:
     number: int
     joint: bool
     batch: pa.RecordBatch
-    path: Path
+    path: Path | Place
     offset: int
+    epoch: Epoch = Epoch()
+
+
+class Messages:
+    """Batches of one schema as the sealed messages of a stream, of which ``head`` is the first.
+
+    ``said``: what the schema's metadata says beside its seal.
+    """
+
+    def __init__(self, schema: pa.Schema, said: Mapping[bytes, bytes]) -> None:
+        self._sink = _Sink()
+        self._buffer = pa.BufferedOutputStream(pa.PythonFile(self._sink, mode="w"), _BUFFER)  # for many small writes
+        marked = schema.with_metadata({_KEY: _mark(turn=-1, joint=False), **said})
+        self._writer = pa.ipc.new_stream(self._buffer, marked)
+        head = marked.serialize().to_pybytes()
+        self._said_again = len(head)  # Arrow's writer holds it back, and says it again with the first batch
+        self.head = _seal(head)
+
+    def batch(self, batch: pa.RecordBatch, turn: int, joint: bool) -> bytes:
+        self._writer.write_batch(batch, custom_metadata={_KEY: _mark(turn, joint)})
+        self._buffer.flush()
+        raw = self._sink.take()[self._said_again :]
+        self._said_again = 0
+        return _seal(raw)
 
 
 class SegmentWriter:
     """Appends batches of one schema to a new file. Each append is one write; `sync` makes what was appended durable."""
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
+    def __init__(self, path: Path, schema: pa.Schema, epoch: Epoch | None = None) -> None:
         self.path = path
         self.schema = schema
-        self._sink = _Sink()
-        self._buffer = pa.BufferedOutputStream(pa.PythonFile(self._sink, mode="w"), _BUFFER)  # for many small writes
+        self._messages = Messages(schema, {} if epoch is None else {Epoch.KEY: epoch.spelt()})
         self._file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
-        marked = schema.with_metadata({_KEY: _mark(turn=-1, joint=False)})
-        self._writer = pa.ipc.new_stream(self._buffer, marked)
         # The schema is durable before the first batch follows: of all that may be torn there is then one message, the
-        # last. Arrow's writer holds it back, and says it again with the first batch.
-        self._said_again = marked.serialize().size
-        _write(self._file, _seal(marked.serialize().to_pybytes()))
-        self.sync()
+        # last.
+        self.size = 0
+        """Bytes of whole messages; a write that failed may have left more."""
+        try:
+            self._append(self._messages.head)
+            self.sync()
+        except BaseException:
+            os.close(self._file)
+            raise
 
     def append(self, batch: pa.RecordBatch, turn: int, joint: bool) -> None:
         """Write one batch; not durable before `sync`."""
-        self._writer.write_batch(batch, custom_metadata={_KEY: _mark(turn, joint)})
-        self._buffer.flush()
-        raw = self._sink.take()[self._said_again :]
-        self._said_again = 0
-        _write(self._file, _seal(raw))
+        self._append(self._messages.batch(batch, turn, joint))
+
+    def _append(self, message: bytes) -> None:
+        _write(self._file, message)
+        self.size += len(message)
 
     def sync(self) -> None:
         """Return when all that was appended is on the disk."""
@@ -88,6 +144,7 @@ def read_segment(path: Path, last: bool) -> tuple[list[Turn], int]:
     """
     raw = path.read_bytes()
     schema: pa.Schema | None = None
+    epoch = Epoch()
     turns: list[Turn] = []
     offset = 0
     while offset < len(raw):
@@ -103,10 +160,46 @@ def read_segment(path: Path, last: bool) -> tuple[list[Turn], int]:
             raise DamagedSegment(f"{path} is damaged at byte {offset}: a {expected} belongs there, not {message.type}")
         if schema is None:
             schema = pa.ipc.read_schema(message)
+            epoch = Epoch.of(schema)
         else:
-            turns.append(Turn(turn, joint, pa.ipc.read_record_batch(message, schema), path, offset))
+            turns.append(Turn(turn, joint, pa.ipc.read_record_batch(message, schema), path, offset, epoch))
         offset += size
     return turns, offset
+
+
+def epoch_of(path: Path) -> Epoch:
+    """The epoch of a segment, by a look at its beginning; the first one where that is torn."""
+    with open(path, "rb") as file:
+        raw = file.read(8)
+        if raw[:4] == _START:
+            raw += file.read(int.from_bytes(raw[4:], "little"))
+    if (found := _message(raw, 0)) is None:
+        return Epoch()
+    return Epoch.of(pa.ipc.read_schema(pa.ipc.read_message(pa.py_buffer(raw).slice(0, found[0]))))
+
+
+def read_streams(raw: bytes, place: Place) -> list[tuple[pa.Schema, list[Turn]]]:
+    """The streams that an object holds one after the other, each verified: their schemas and their batches.
+
+    Raises `DamagedSegment` for anything that is not as written: an object is there as a whole or not at all.
+    """
+    streams: list[tuple[pa.Schema, list[Turn]]] = []
+    offset = 0
+    while offset < len(raw):
+        found = _message(raw, offset)
+        if found is None:
+            raise DamagedSegment(f"{place} is damaged at byte {offset}: what stands there is not what was written")
+        size, turn, joint = found
+        message = pa.ipc.read_message(pa.py_buffer(raw).slice(offset, size))
+        if message.type == "schema":
+            streams.append((pa.ipc.read_schema(message), []))
+        elif message.type != "record batch" or not streams:
+            raise DamagedSegment(f"{place} is damaged at byte {offset}: a schema belongs there, not {message.type}")
+        else:
+            schema, turns = streams[-1]
+            turns.append(Turn(turn, joint, pa.ipc.read_record_batch(message, schema), place, offset))
+        offset += size
+    return streams
 
 
 def truncate(path: Path, size: int) -> None:

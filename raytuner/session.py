@@ -19,21 +19,28 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from raytuner.checkpoints import MANIFEST, Checkpoint, DamagedCheckpoint, Store
-from raytuner.events import Ended, Failed, How, Loaded
+from raytuner.cache import CACHE_BYTES
+from raytuner.checkpoints import MANIFEST, Checkpoint, DamagedCheckpoint, Staged, Store
+from raytuner.events import Checkpointed, Damaged, Ended, Failed, How, Loaded
 from raytuner.mailbox import Frame, Leases, Outbox, Said, row_of
+from raytuner.object_checkpoints import ObjectStore, store_at
 from raytuner.objective import AUTOMATIC, Objective
+from raytuner.patience import PATIENCE_S, Patience, StorageError, always, is_outage
 from raytuner.retry import out_of_memory
+from raytuner.storage import Place
 from raytuner.surroundings import Surroundings
-from raytuner.trial import Failure, Lease, Slot
+from raytuner.trial import UNDER_WAY, Failure, Lease, Slot
+from raytuner.uploads import Uploads
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class NotReportable(TypeError):
@@ -53,10 +60,13 @@ class Rules:
     (0: only at the ends of leases). ``grace_s``: how long an unwound function may take to return. ``objective``: the
     first report must hold its metric, and no report may hold one that cannot be ranked. ``checkpoint_at_end``: class
     trainables save where they end. ``chdir``: a working directory for each trial; ``stdout``, ``stderr``: files in it
-    for what it prints. ``heartbeat_timeout_s``: a trial that reports nothing for so long hangs.
+    for what it prints. ``heartbeat_timeout_s``: a trial that reports nothing for so long hangs. ``patience_s``: how
+    long the storage may fail before the trial ends for that. ``here``: the folder of trials' own folders' folder on the
+    machine they run on, by the study's name; may begin with ``~`` (None: that of the checkpoints' folder).
+    ``cache_bytes``: how much of checkpoints that lie in an object store this machine keeps.
     """
 
-    checkpoints: Path
+    checkpoints: Path | Place
     stop: Mapping[str, float]
     time_attr: str = "training_iteration"
     checkpoint_every: int = 0
@@ -68,6 +78,20 @@ class Rules:
     stderr: str | None = None
     heartbeat_timeout_s: float | None = None
     slot: Slot = field(default_factory=Slot)
+    patience_s: float = PATIENCE_S
+    here: Path | None = None
+    cache_bytes: int = CACHE_BYTES
+
+    @property
+    def folder(self) -> Path:
+        """Of the study, on this machine."""
+        if self.here is None and isinstance(self.checkpoints, Place):
+            raise ValueError(f"here must be given for a study in {self.checkpoints.parent}")
+        return (self.here or Path(self.checkpoints).parent).expanduser()
+
+    def store(self) -> Store | ObjectStore:
+        """Where checkpoints are kept, for one session."""
+        return store_at(self.checkpoints, self.folder / "cache", self.cache_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +130,7 @@ class Session:
     ``place``: where it runs (``hostname``, ``node_ip``, ``pid``), added to each report. ``outbox``: where what is said
     goes. ``leases``: where the trial's further ones come from. ``leaves``: errors that are no matter of the trial's;
     `run` raises them. ``overdue``: called if the function does not return within the grace period once it was told to.
+    ``uploads``: what publishes its checkpoints while it goes on.
     """
 
     def __init__(
@@ -118,10 +143,13 @@ class Session:
         leases: Leases,
         leaves: tuple[type[BaseException], ...] = (),
         overdue: Callable[[], object] | None = None,
+        uploads: Uploads | None = None,
     ) -> None:
         self.lease = lease
-        self.checkpoint: Checkpoint | None = None
-        study = rules.checkpoints.parent
+        self._checkpoint: Checkpoint | None = None
+        self._saving: int | None = None  # the last step whose checkpoint was reported
+        self._digests: dict[int, str] = {}  # of those that were published since it was last asked for
+        study = rules.folder
         folder = study / "artifacts" / f"{lease.trial.id:06d}"
         self.context = Context(lease.trial.id, study.name, folder, lease.slot or rules.slot)
         self._train = train
@@ -130,7 +158,9 @@ class Session:
         self._leases = leases
         self._leaves = leaves
         self._overdue = overdue
-        self._store = Store(rules.checkpoints)
+        self._store = rules.store()
+        self._patience, self._uploads_patience = Patience(self._patience_s), Patience(self._patience_s)  # one a thread
+        self._uploads = uploads or Uploads()
         self._around = Surroundings(folder, rules.chdir, rules.stdout, rules.stderr)
         self._step = self._origin = lease.checkpoint or 0
         self._level = float(self._step) if rules.time_attr == "training_iteration" else -math.inf
@@ -152,6 +182,7 @@ class Session:
             last = self._run()
         finally:
             _here.session = None
+            self._store.close()
             self._around.forget(ours=not self._told)
             if self._alarm is not None:
                 self._alarm.cancel()
@@ -165,14 +196,26 @@ class Session:
         """The last step that was reported, or the checkpoint's that this began from."""
         return self._step
 
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The one to go on from: the newest that was reported, once it is published."""
+        if self._saving is not None:
+            step, self._saving = self._saving, None
+            self._settle()
+            self._checkpoint = Checkpoint(self._store.local(self.lease.trial.id, step, self._digests.pop(step)))
+            self._digests.clear()
+        return self._checkpoint
+
     def report(self, metrics: Mapping[str, Any], checkpoint: Checkpoint | None) -> None:
         """One step is done. Returns when the trial is to go on; raises `TrialEnded` when it is not."""
         said = self._take(metrics)
+        ends = How.STOPPED if self._stops(said) else None
+        staged = None
         if checkpoint is not None:
-            said = (*said[:6], self._publish(checkpoint, said[1]), said[7])
+            said, staged = self._keep(checkpoint, said, ends)
         declined, self._declined = self._declined, False
         # Declined: it ends after the next report, for which `should_checkpoint` is true.
-        self._go_on(said, How.STOPPED if self._stops(said) else None, unwinds=not declined)
+        self._go_on(said, staged, ends, unwinds=not declined)
 
     def report_step(
         self,
@@ -194,15 +237,20 @@ class Session:
             or (every > 0 and said[1] % every == 0)
             or (ends is not None and self._rules.checkpoint_at_end)
         )
+        staged = None
         if needed:
             with save() as checkpoint:  # its files are gone before this parks
                 if checkpoint is not None:
-                    said = (*said[:6], self._publish(checkpoint, said[1]), said[7])
-        self._go_on(said, ends, unwinds)
+                    said, staged = self._keep(checkpoint, said, ends)
+        self._go_on(said, staged, ends, unwinds)
 
-    def _go_on(self, said: Said, ends: How | None, unwinds: bool) -> None:
+    def _go_on(self, said: Said, staged: Staged | None, ends: How | None, unwinds: bool) -> None:
         """A report is made. The trial ends with it (``ends``), or is parked, or may be unwound; else this returns."""
-        self._tell(said)
+        try:
+            self._tell(said)
+        finally:
+            if staged is not None:
+                self._upload(staged, said)
         if ends is not None:
             self._end(ends)
         reached = self._level >= self.lease.until
@@ -234,12 +282,71 @@ class Session:
             return said
         return (*said[:2], self._read_level(said), *said[3:])
 
-    def _publish(self, checkpoint: Checkpoint, step: int) -> str:
+    def _keep(self, checkpoint: Checkpoint, said: Said, ends: How | None) -> tuple[Said, Staged | None]:
+        """Publish a report's checkpoint or, if the trial goes on meanwhile, take its files."""
         if not isinstance(checkpoint, Checkpoint):
             raise TypeError(f"checkpoint must be a raytuner.Checkpoint, got {type(checkpoint).__name__}")
-        digest = self._store.publish(Path(checkpoint.path), self.lease.trial.id, step, self.lease.attempt)
-        self.checkpoint = Checkpoint(self._store.path(self.lease.trial.id, step))
-        return digest
+        trial, step, attempt = self.lease.trial.id, said[1], self.lease.attempt
+        source, path = checkpoint.path, self._store.path(trial, step)
+        ends_here = ends is not None or self._leases.unwound or self.lease.each_report or said[2] >= self.lease.until
+
+        def is_ours(error: OSError) -> bool:
+            """Whether it is the storage that fails, and not the user's own files."""
+            return is_outage(error) and not str(error.filename or "").startswith(source)
+
+        if ends_here or self._store.has(trial, step) or not self._uploads.most:
+            self._settle()  # they become visible in their order
+            digest = self._through(lambda: self._store.publish(source, trial, step, attempt), path, is_ours)
+            self._frame.nbytes[step] = self._through(lambda: self._store.nbytes(trial, step), path)
+            self._digests[step], self._saving = digest, step
+            return (*said[:6], digest, said[7]), None
+        self._await(self._uploads.room)
+        staged = self._through(lambda: self._store.stage(source, trial, step, attempt), path, is_ours)
+        return (*said[:6], UNDER_WAY, said[7]), staged
+
+    def _upload(self, staged: Staged, said: Said) -> None:
+        """Have a checkpoint published while the trial goes on; then it is told."""
+        trial, attempt = self.lease.trial.id, self.lease.attempt
+        metrics = dict(row_of(said))
+        digests = self._digests
+
+        def publish() -> None:
+            step, path = staged.step, self._store.path(trial, staged.step)
+            digest = self._uploads_patience.through(lambda: self._store.publish_staged(staged), path, always)
+            digests[step] = digest
+            nbytes = self._uploads_patience.through(lambda: self._store.nbytes(trial, step), path, always)
+            self._outbox.put(Checkpointed(time.time(), trial, attempt, step, metrics, digest, nbytes), urgent=False)
+
+        self._uploads.put(publish)
+        self._saving = staged.step
+
+    def _settle(self) -> None:
+        """Wait until all that was reported is published."""
+        self._await(self._uploads.wait)
+
+    def _await(self, wait: Callable[[], None]) -> None:
+        """Wait for uploads; if the storage failed them, the trial ends."""
+        try:
+            wait()
+        except StorageError as error:
+            self._lose(error)
+
+    def _lose(self, error: StorageError) -> NoReturn:
+        """The storage failed: the trial ends, for no fault of its own."""
+        self._refused = self._failed(Failure.STORAGE, str(error))
+        self._end(How.STOPPED)
+
+    def _through(self, act: Callable[[], T], where: str | Path, fails: Callable[[OSError], bool] = is_outage) -> T:
+        """Do something to the storage, in a report; if it goes on failing, the trial ends, for no fault of its own."""
+        try:
+            return self._patience.through(act, where, fails)
+        except StorageError as error:
+            self._lose(error)
+
+    def _patience_s(self) -> float:
+        """How long the storage may fail. Who is told to end meanwhile is not to be killed for waiting."""
+        most_s = self._rules.patience_s
+        return min(most_s, self._rules.grace_s / 2) if self._leases.unwound else most_s
 
     def _tell(self, said: Said) -> None:
         """A report is made: it is sent, and counts."""
@@ -268,6 +375,7 @@ class Session:
 
     def _park(self) -> None:
         """A lease is over; wait for the trial's next one."""
+        self._settle()  # before anybody hears of it
         self._around.leave()
         ran_s = self._frame.ran_s + self._seconds()
         self._leases.park()  # before anybody hears of it
@@ -275,13 +383,14 @@ class Session:
         self._told = True
         lease = self._leases.next_of(self.lease.trial.id)
         if lease is None:
-            self._around.enter()  # for what the function does in its ``finally``
+            with suppress(OSError):
+                self._around.enter()  # for what the function does in its ``finally``
             self._end(How.UNWOUND)
         self._told = False
         self.lease = lease
         self._frame = Frame(lease, self._origin, ran_s, self._frame.place)
         self._resumed = self._before = time.monotonic()
-        self._around.enter()
+        self._through(self._enter, self.context.trial_dir)
 
     def _end(self, how: How) -> NoReturn:
         """Have the function return; whatever it does now, this is how its lease has ended."""
@@ -292,12 +401,28 @@ class Session:
             self._alarm.start()
         raise TrialEnded
 
-    def _run(self) -> Ended | Failed:
+    def _run(self) -> Ended | Failed | Damaged:
+        last = self._call()
+        if self._alarm is not None:
+            self._alarm.cancel()  # it did return
         try:
-            self._around.enter()
-            self._store.tidy(self.lease.trial.id)  # of a process that died before it said that it had begun
+            self._uploads.wait()  # before anybody hears of the end
+        except StorageError as error:
+            if not isinstance(last, Failed):
+                return self._failed(Failure.STORAGE, str(error))
+        except Exception as error:
+            if not isinstance(last, Failed):
+                return self._failed(Failure.ERROR, "".join(traceback.format_exception(error)))
+        return last
+
+    def _call(self) -> Ended | Failed | Damaged:
+        try:
+            self._patience.through(self._arrive, self.context.trial_dir)
             if self.lease.checkpoint is not None:
-                self.checkpoint = self._load(self.lease.donor, self.lease.checkpoint)
+                try:
+                    self._checkpoint = self._load(self.lease.donor, self.lease.checkpoint)
+                except DamagedCheckpoint as error:  # no matter of the trial's
+                    return self._damaged(self.lease.donor, self.lease.checkpoint, str(error))
             last = self._train(self.lease.trial.config)
             if isinstance(last, Mapping) and not self._over:
                 self.report(last, None)
@@ -305,6 +430,8 @@ class Session:
             raise
         except TrialEnded:
             pass
+        except StorageError as error:
+            return self._failed(Failure.STORAGE, str(error))
         except BaseException as error:
             lines = traceback.format_exception(error.with_traceback(_without_us(error.__traceback__)))
             if not self._over:
@@ -313,13 +440,24 @@ class Session:
             _log.warning("trial %d raised an error when it was told to end:\n%s", self.lease.trial.id, "".join(lines))
         return self._refused or self._ended(self._how)
 
+    def _enter(self) -> None:
+        """Have the trial find its surroundings; once more, if that failed."""
+        self._around.leave()
+        self._around.enter()
+
+    def _arrive(self) -> None:
+        """Get ready for the trial to run."""
+        self._enter()
+        self._store.tidy(self.lease.trial.id)  # of a process that died before it said that it had begun
+
     def _load(self, trial: int, step: int) -> Checkpoint:
         """The checkpoint to begin from, whole and the one that was meant."""
-        digest, path = self._store.verify(trial, step), self._store.path(trial, step)
+        path = self._store.path(trial, step)
+        digest, folder = self._patience.through(lambda: self._store.fetch(trial, step, self.lease.digest), path)
         if self.lease.digest not in ("", digest):
             raise DamagedCheckpoint(path, MANIFEST, f"its hash is {digest}, and was {self.lease.digest}")
         self._outbox.put(Loaded(time.time(), self.lease.trial.id, self.lease.attempt, trial, step, digest), False)
-        return Checkpoint(path)
+        return Checkpoint(folder)
 
     def _ended(self, how: How) -> Ended:
         lease = self.lease
@@ -328,6 +466,10 @@ class Session:
 
     def _failed(self, failure: Failure, message: str) -> Failed:
         return Failed(time.time(), self.lease.trial.id, self.lease.attempt, failure, message, self._seconds())
+
+    def _damaged(self, source: int, step: int, message: str) -> Damaged:
+        lease = self.lease
+        return Damaged(time.time(), lease.trial.id, lease.attempt, source, step, message, self._seconds())
 
     def _seconds(self) -> float:
         """How long this lease has run."""
@@ -363,6 +505,7 @@ class Runner:
     ) -> None:
         self.leases = Leases()
         self.outbox = Outbox()
+        self.uploads = Uploads()
         self._train = train
         self._rules = rules
         self._place = place
@@ -372,7 +515,15 @@ class Runner:
     def run(self, lease: Lease) -> None:
         """Run a lease's trial, in this thread: to its end, or until another's lease is next."""
         Session(
-            self._train, lease, self._rules, self._place, self.outbox, self.leases, self._leaves, self._overdue
+            self._train,
+            lease,
+            self._rules,
+            self._place,
+            self.outbox,
+            self.leases,
+            self._leaves,
+            self._overdue,
+            self.uploads,
         ).run()
 
     def unwind(self, trial: int, attempt: int, parked: bool) -> None:

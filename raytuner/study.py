@@ -17,11 +17,11 @@ from typing import assert_never
 
 from raytuner.actions import Done, Exhausted, Fork, Proposal, Resume, Start, Stop, Wait
 from raytuner.allocation import Allocation, LiveTrial, StudyView
-from raytuner.checkpoints import CheckpointConfig, Kept, retention
 from raytuner.events import (
     Ask,
     Checkpointed,
     Command,
+    Damaged,
     Drop,
     Ended,
     Event,
@@ -33,6 +33,7 @@ from raytuner.events import (
     Opened,
     Over,
     Proposed,
+    Quarantine,
     Reported,
     Retry,
     Run,
@@ -45,6 +46,7 @@ from raytuner.events import (
 from raytuner.ledger import Entry, IllegalChange, Ledger
 from raytuner.objective import Objective
 from raytuner.protocols import Extensible, Reopening, Scheduler
+from raytuner.retention import CheckpointConfig, Kept, Need, Stock, over_the_study, retention, worth
 from raytuner.retry import Retries, fingerprint, merged
 from raytuner.trial import Config, Failure, Lease, Observation, Slot, State, Trial, Why
 
@@ -101,6 +103,9 @@ class Study:
         self._nodes: Sequence[Slot] | None = None  # of the cluster, where the executor can give trials more or less
         self._retention = retention(checkpoint_config)
         self._checkpoint_config = checkpoint_config
+        self.stock = Stock(over_the_study(checkpoint_config))
+        self.quarantined: set[tuple[int, int]] = set()  # checkpoints that were damaged, and not published again since
+        self._unappraised: dict[int, None] = {}  # trials of whose checkpoints something else may be needed now
         self._slots = 0
         self._next_trial = 0
         self._starts = 0
@@ -139,6 +144,8 @@ class Study:
                 self._ended(event)
             case Failed():
                 self._failed(event)
+            case Damaged():
+                self._damaged(event)
             case StopAsked():
                 self._stop_asked(event.reason, event.for_good)
             case Extended():
@@ -148,6 +155,8 @@ class Study:
             case _:
                 assert_never(event)
         self._fill(event.at)
+        if not self.finished:
+            self._make_room()
         return self._out
 
     def expects(self, trial: int, attempt: int) -> bool:
@@ -231,8 +240,15 @@ class Study:
         if event.step in entry.checkpoints:
             return
         entry.failures.progressed()
-        entry.checkpoints[event.step] = self._checkpoint_config.score(event.metrics)
+        entry.checkpoints[event.step] = score = self._checkpoint_config.score(event.metrics)
         entry.digests[event.step] = event.digest
+        self.quarantined.discard((event.trial, event.step))
+        if self._checkpoint_config.checkpoint_score_attribute is not None:
+            value = worth(score, self._checkpoint_config.checkpoint_score_order)
+        else:
+            value = worth(self.objective.read(event.metrics).value, "min")
+        self.stock.add(event.trial, event.step, value, event.nbytes)
+        self._unappraised[event.trial] = None
         self._release(entry)
         self._retain(entry)
 
@@ -267,7 +283,7 @@ class Study:
                 self._out.append(Unwind(event.trial, event.attempt))
             self._over(entry, Why.NO_VALUE, reading.message)
         elif event.how is How.REACHED:
-            self.ledger.move(entry.trial.id, State.PAUSED)
+            self._move(entry, State.PAUSED)
             if self._scheduler.forks:
                 self._offer(entry)
         else:
@@ -292,6 +308,10 @@ class Study:
         entry = self.ledger[event.trial]
         entry.spent += event.spent
         if entry.state.over:
+            return
+        if event.failure is Failure.STORAGE:  # it keeps its lease, and goes on when the study is resumed
+            if self._stopping is None:
+                self._stop_asked(f"{event.failure.value}: {event.message}")
             return
         entry.tries += 1
         entry.failures.add(event.failure, event.message)
@@ -330,6 +350,55 @@ class Study:
             if not isinstance(self._scheduler, Reopening):
                 raise IllegalChange("the scheduler cannot be given more trials")
             self._scheduler.reopen()
+
+    def _damaged(self, event: Damaged) -> None:
+        """What a lease was to begin from is not what was published: nobody's fault. The trial goes on from the one
+        before, and so does whoever else would begin there."""
+        if not self.expects(event.trial, event.attempt):
+            return
+        del self._busy[event.trial, event.attempt]
+        entry = self.ledger[event.trial]
+        entry.spent += event.spent
+        self._forget(event.source, event.step)
+        if not entry.state.over:
+            entry.since, entry.origin = None, entry.newest[1] if entry.newest else 0
+            self._repeat(entry)
+
+    def _forget(self, trial: int, step: int) -> None:
+        """A checkpoint is put aside; those that need it make do with an older one."""
+        entry = self.ledger.get(trial)
+        if entry is None or step not in entry.checkpoints:
+            return
+        self._out.append(Quarantine(trial, step))
+        self.quarantined.add((trial, step))
+        self._remove(entry, step)
+        if entry.rung == step:
+            del self._held[trial, step]
+            entry.rung = max((each for each in entry.checkpoints if each < step), default=None)
+            if entry.rung is not None:
+                self._held[trial, entry.rung] += 1
+        self._fall_back(entry)
+        self._held.pop((trial, step), None)
+        for each in list(self.ledger.live.values()):
+            if each.donor == (trial, step):
+                each.donor = None
+                self._fall_back(each)
+
+    def _fall_back(self, entry: Entry) -> None:
+        """A fork whose checkpoint is gone, and that has none of its own, begins from its source's one before."""
+        if entry.state.over or entry.newest is not None or entry.trial.parent is None:
+            return
+        source = self.ledger[entry.trial.parent]
+        step = max((each for each in source.checkpoints if each <= entry.base), default=0)
+        if step:
+            entry.donor = donor = entry.trial.parent, step
+            self._held[donor] += 1
+            self._unappraised[entry.trial.parent] = None
+        if entry.step == entry.base:  # it said nothing yet
+            entry.step, entry.level, entry.metrics = step, 0.0, {}
+        if entry.since is None:
+            entry.origin = step
+        entry.base = step
 
     def _stop_asked(self, reason: str, for_good: bool = False) -> None:
         self._stopping = Finish(for_good, reason)
@@ -392,8 +461,12 @@ class Study:
             rung = max(1, int(entry.heard.level))  # it got no farther: as if that were the rung it had run to
             self._out.append(Tell(replace(entry.heard, until=rung, running=False, ended=True)))
 
+    def _move(self, entry: Entry, state: State) -> None:
+        self.ledger.move(entry.trial.id, state)
+        self._unappraised[entry.trial.id] = None
+
     def _over(self, entry: Entry, why: Why, message: str = "") -> None:
-        self.ledger.move(entry.trial.id, why.state)
+        self._move(entry, why.state)
         self._release(entry)
         if entry.rung is not None:
             rung, entry.rung = entry.rung, None
@@ -421,6 +494,7 @@ class Study:
         self._held[trial, step] -= 1
         if not self._held[trial, step]:
             del self._held[trial, step]
+            self._unappraised[trial] = None
             self._retain(self.ledger[trial])
 
     def _retain(self, entry: Entry) -> None:
@@ -433,10 +507,37 @@ class Study:
         )
         for place, (each, step) in enumerate(every):
             if place not in kept:
-                del each.checkpoints[step], each.digests[step]
-                self._out.append(Drop(each.trial.id, step))
+                self._drop(each, step)
         if len(chain) > 1:
             chain[:] = [each for each in chain if each.checkpoints or not each.state.over]
+
+    def _drop(self, entry: Entry, step: int) -> None:
+        self._remove(entry, step)
+        self._out.append(Drop(entry.trial.id, step))
+
+    def _remove(self, entry: Entry, step: int) -> None:
+        del entry.checkpoints[step], entry.digests[step]
+        self.stock.remove(entry.trial.id, step)
+
+    def _make_room(self) -> None:
+        """Let go of what the rules over all trials do not keep."""
+        for trial in self._unappraised if self.stock.rules else ():
+            entry = self.ledger[trial]
+            for step in entry.checkpoints:
+                self.stock.appraise(trial, step, self._need(entry, step))
+        self._unappraised.clear()
+        while (surplus := self.stock.surplus()) is not None:
+            self._drop(self.ledger[surplus[0]], surplus[1])
+
+    def _need(self, entry: Entry, step: int) -> Need:
+        if (entry.trial.id, step) in self._held:
+            return Need.TRIAL
+        if entry.state.over:
+            return Need.NOTHING
+        if step < max(entry.checkpoints):
+            return Need.SUPERSEDED
+        can_begin_anew = entry.state is State.PAUSED and entry.trial.parent is None
+        return Need.STEPS if can_begin_anew else Need.TRIAL
 
     def _note_best(self, entry: Entry, value: float | None) -> None:
         self._fared = self._fared or value is not None
@@ -455,7 +556,11 @@ class Study:
             # A configuration that is owed keeps a slot from the scheduler, but not from a lease that can run now: the
             # searcher may wait for its outcome.
             if self._due and self._slots > len(self._busy):
-                self._issue(self.ledger[self._due.popleft()], at)
+                due = self.ledger[self._due.popleft()]
+                if due.newest is None and due.trial.parent is not None:
+                    self._strand(due)
+                else:
+                    self._issue(due, at)
                 continue
             room = self._slots > len(self._busy) + len(self._asked)
             if not (room or self._stuck() or self._all_over()):
@@ -515,6 +620,7 @@ class Study:
 
     def _resume(self, resume: Resume) -> None:
         entry = self.ledger.move(resume.trial, State.RUNNING)
+        self._unappraised[resume.trial] = None
         if resume.until <= entry.until:
             raise IllegalChange(f"trial {resume.trial} stands at {entry.until} and cannot be resumed to {resume.until}")
         entry.until, entry.since, entry.origin = resume.until, None, entry.step
@@ -542,6 +648,7 @@ class Study:
         if step == source.step:  # until it reports, it stands where its source does
             entry.level, entry.metrics = source.level, source.metrics
         self._held[donor] += 1
+        self._unappraised[fork.source] = None
         self._due.append(fork.trial)
         if fork.replaces is not None:
             self._stop(Stop(fork.replaces, Why.REPLACED))
@@ -549,6 +656,12 @@ class Study:
             chain.append(entry)
             self._chains[fork.trial] = chain
             self._ask_again()
+
+    def _strand(self, entry: Entry) -> None:
+        """A fork has nothing to go on from any more: whatever it, or its source, had saved was damaged."""
+        self._out.append(Unwind(entry.trial.id, entry.attempt))
+        self._over(entry, Why.NO_SOURCE, f"no checkpoint is left that it or trial {entry.trial.parent} had saved")
+        self._observe(entry, None, (), Failure.LOST)
 
     def _number(self, trial: int) -> None:
         if trial != self._next_trial:
@@ -637,5 +750,6 @@ class Study:
             self._over(entry, why)
 
     def _finish(self, finish: Finish) -> None:
+        self._make_room()
         self.finished = finish
         self._out.append(finish)

@@ -94,6 +94,7 @@ class Failure(Enum):
     NO_METRIC = "a report did not hold the metric"
     NOT_FINITE = "the metric was not a finite number"
     NO_RESOURCES = "what it was to reserve cannot be had"
+    STORAGE = "the storage failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +106,19 @@ class Trial:
     parent: int | None = None
 
 
+UNDER_WAY = "under way"
+"""In the place of a manifest's hash: the checkpoint is being published; `raytuner.events.Checkpointed` says when it is
+there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """One thing a trial said: one row of the reports table.
 
     ``metrics`` holds plain scalars, Ray's automatic metrics among them. ``level`` is the value of the study's
     ``time_attr`` (equal to ``step`` unless the user chose another). ``checkpoint`` is the hash of the manifest of the
-    checkpoint of this step, if one was published before the report was made; else "".
+    checkpoint of this step, if one was published before the report was made; `UNDER_WAY` if it was not yet; else "".
+    ``nbytes``: its files' size.
     """
 
     step: int
@@ -119,6 +126,7 @@ class Report:
     metrics: Metrics
     at: float
     checkpoint: str = ""
+    nbytes: int = 0
 
 
 class Reports(Sequence[Report]):
@@ -126,9 +134,10 @@ class Reports(Sequence[Report]):
 
     ``steps``, ``levels``, ``at``, ``checkpoints``: as in `Report`, a list each, all of one length. ``metrics``: a list
     for each metric, None where it was not reported. ``constants``: metrics that are the same in all of these reports.
+    ``nbytes``: the checkpoints' sizes by step, where there are any.
     """
 
-    __slots__ = ("at", "attempt", "checkpoints", "constants", "levels", "metrics", "steps", "trial")
+    __slots__ = ("at", "attempt", "checkpoints", "constants", "levels", "metrics", "nbytes", "steps", "trial")
 
     def __init__(
         self,
@@ -140,6 +149,7 @@ class Reports(Sequence[Report]):
         checkpoints: list[str],
         metrics: dict[str, list[Any]],
         constants: dict[str, Any],
+        nbytes: dict[int, int] | None = None,
     ) -> None:
         self.trial = trial
         self.attempt = attempt
@@ -149,6 +159,7 @@ class Reports(Sequence[Report]):
         self.checkpoints = checkpoints
         self.metrics = metrics
         self.constants = constants
+        self.nbytes = nbytes or {}
 
     @classmethod
     def of(cls, trial: int, attempt: int, reports: Sequence[Report]) -> Self:
@@ -163,6 +174,7 @@ class Reports(Sequence[Report]):
             [report.checkpoint for report in reports],
             {name: [report.metrics.get(name) for report in reports] for name in names},
             {},
+            {report.step: report.nbytes for report in reports if report.nbytes},
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -189,6 +201,7 @@ class Reports(Sequence[Report]):
                 self.checkpoints[index],
                 {name: values[index] for name, values in self.metrics.items()},
                 self.constants,
+                self.nbytes,
             )
         metrics = {name: values[index] for name, values in self.metrics.items() if values[index] is not None}
         return Report(
@@ -197,6 +210,7 @@ class Reports(Sequence[Report]):
             {**self.constants, **metrics},
             self.at[index],
             self.checkpoints[index],
+            self.nbytes.get(self.steps[index], 0),
         )
 
     def __eq__(self, other: object) -> bool:
@@ -216,7 +230,7 @@ class Reports(Sequence[Report]):
         return self[bisect_right(self.steps, step) :]
 
 
-_COLUMNS = ("trial", "attempt", "steps", "levels", "at", "checkpoints", "metrics", "constants")
+_COLUMNS = ("trial", "attempt", "steps", "levels", "at", "checkpoints", "metrics", "constants", "nbytes")
 
 
 @dataclass(frozen=True, slots=True)

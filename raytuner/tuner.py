@@ -1,7 +1,8 @@
 """The public face, in Ray's names and shapes: ``Tuner(train, param_space=…, tune_config=…, run_config=…).fit()``.
 
-A study lives in ``<storage_path>/<name>``. Running the same script again goes on where that study stands, and returns
-its results at once when it is over. Another space, metric, searcher or scheduler under the same name is refused.
+A study lives in ``<storage_path>/<name>``, on a disk or in an object store. Running the same script again goes on where
+that study stands, and returns its results at once when it is over. Another space, metric, searcher or scheduler under
+the same name is refused.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import secrets
 import shlex
 import sys
@@ -23,11 +25,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raytuner.budget import TimeBudget
-from raytuner.checkpoints import CheckpointConfig, Janitor, Store
+from raytuner.cache import CACHE_BYTES
+from raytuner.checkpoints import CheckpointConfig, Janitor
 from raytuner.extension import EXTENDABLE, Extension, check_possible, extended, longer
-from raytuner.folder import Folder, Lock, NoStudy
+from raytuner.folder import Folder, NoStudy
 from raytuner.interrupts import Interrupts
+from raytuner.lock import Hold, take
+from raytuner.object_checkpoints import store_at
 from raytuner.objective import Objective
+from raytuner.patience import PATIENCE_S, Patience, PatientJournal, StorageError
 from raytuner.protocols import SchedulingPolicy, SearchAlgorithm
 from raytuner.retry import Remedies, Retries
 from raytuner.schedulers import (
@@ -44,8 +50,9 @@ from raytuner.session import Rules
 from raytuner.space import Constraint, Space, checked_constraints, code_name, pack, unpack
 from raytuner.spelling import current, make, spell
 from raytuner.stopper import StopRule, Watch, is_rule
+from raytuner.storage import Place
 from raytuner.trainable import Bound, Reserved, check, name_of, qualified_name
-from raytuner.trial import Config, Slot
+from raytuner.trial import Config, Failure, Slot
 from raytuner.work import Work
 
 if TYPE_CHECKING:
@@ -164,17 +171,21 @@ class RunConfig:
     """Where and how to run.
 
     ``name``: of the study and its folder (default: the function's name and the time). ``storage_path``: the folder of
-    the study's folder (default ``~/raytuner_results``). ``stop``: when a trial ends before the scheduler ends it: a
-    dict of metric names and the value at or above which it does, e.g. ``{"training_iteration": 27}``; a function
-    ``(trial_id, result) -> bool``; or a `Stopper`. ``verbose``: 0 silent, 1 progress, 2 also each trial's end, 3 also
-    each trial's start. ``log_to_file``: what trials print goes to ``artifacts/<trial>/stdout`` and ``stderr`` too
-    (True), to one file of this name (a string), or to two (a pair). ``runtime_env``: Ray's, for the trials' processes.
-    ``stop_grace_s``: how many seconds a trial that was told to stop has for the step it is in and for returning;
-    after that its process is killed.
+    the study's folder (default ``~/raytuner_results``): a path, or the URI of a place in an object store, such as
+    ``s3://bucket/sweeps``; credentials come from the environment or the store's own chain, never from the URI.
+    ``stop``: when a trial ends before the scheduler ends it: a dict of metric names and the value at or above which it
+    does, e.g. ``{"training_iteration": 27}``; a function ``(trial_id, result) -> bool``; or a `Stopper`. ``verbose``: 0
+    silent, 1 progress, 2 also each trial's end, 3 also each trial's start. ``log_to_file``: what trials print goes to
+    ``artifacts/<trial>/stdout`` and ``stderr`` too (True), to one file of this name (a string), or to two (a pair).
+    ``runtime_env``: Ray's, for the trials' processes. ``stop_grace_s``: how many seconds a trial that was told to stop
+    has for the step it is in and for returning; after that its process is killed. ``storage_patience_s`` (not in Ray):
+    for how many seconds a storage that is full, closed to us or does not answer is tried again, before the study ends
+    early and can be resumed. ``checkpoint_cache_gib`` (not in Ray): of checkpoints in an object store, how many GiB
+    each machine keeps of a study, so that a trial that goes on where it was need not fetch its own.
     """
 
     name: str | None = None
-    storage_path: str | Path | None = None
+    storage_path: str | Path | Place | None = None
     stop: Mapping[str, float] | StopRule | None = None
     failure_config: FailureConfig = field(default_factory=FailureConfig)
     checkpoint_config: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -182,6 +193,8 @@ class RunConfig:
     log_to_file: bool | str | tuple[str, str] = False
     runtime_env: Mapping[str, Any] | None = None
     stop_grace_s: float = 10.0
+    storage_patience_s: float = PATIENCE_S
+    checkpoint_cache_gib: float = CACHE_BYTES / 2**30
 
     def __post_init__(self) -> None:
         for name, kind in (("failure_config", FailureConfig), ("checkpoint_config", CheckpointConfig)):
@@ -200,10 +213,14 @@ class RunConfig:
         for name, most in self.stop.items() if isinstance(self.stop, Mapping) else ():
             if not isinstance(name, str) or isinstance(most, bool) or not isinstance(most, (int, float)):
                 raise ValueError(f"stop must hold metric names and numbers, got {name!r}: {most!r}")
-        if self.storage_path is not None and "://" in str(self.storage_path):
-            raise ValueError(f"storage_path must be a local folder, got {str(self.storage_path)!r}")
+        if self.storage_path is not None:
+            Place.of(self.storage_path)
         _whole("verbose", self.verbose, least=0, or_else=0)
         _seconds("stop_grace_s", self.stop_grace_s)
+        _seconds("storage_patience_s", self.storage_patience_s)
+        cache: object = self.checkpoint_cache_gib
+        if isinstance(cache, bool) or not isinstance(cache, (int, float)) or not 0 <= cache < math.inf:
+            raise ValueError(f"checkpoint_cache_gib must be a number of GiB from 0 on, got {cache!r}")
         if self.runtime_env is not None and not isinstance(self.runtime_env, Mapping):
             raise TypeError(f"runtime_env must be a dict such as {{'env_vars': {{…}}}}, got {self.runtime_env!r:.80}")
         _ = self.log_files
@@ -286,7 +303,7 @@ class Tuner:
             )
         self._search = GivenPoints(self._searcher, points, _top(self._scheduler)) if points else self._searcher
         self._search.build(self._space, 0)  # a searcher that cannot search this space says so now
-        storage = Path(self._run.storage_path or _STORAGE).expanduser().absolute()
+        storage = Place.of(self._run.storage_path or _STORAGE)
         name = self._run.name or f"{name_of(self._train)}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
         self._folder = Folder(storage / name)
         self._changes: dict[str, Any] = {}  # by which it is to be extended
@@ -313,26 +330,35 @@ class Tuner:
         second leaves at once. Nothing that was recorded is lost either way.
 
         Raises `raytuner.StudyInUse` if another process runs it; ValueError if another study has its name, or if the
-        cluster can never give what a trial reserves; TypeError if a trial's code cannot be sent to its process.
+        cluster can never give what a trial reserves; TypeError if a trial's code cannot be sent to its process;
+        `raytuner.StorageError` if the storage failed for longer than ``storage_patience_s``: nothing that was recorded
+        is lost, and the study goes on from there once the storage answers.
         """
         from raytuner.journal import is_complete
         from raytuner.results import ResultGrid
 
-        with Lock(self._folder.root):
+        with take(self._folder.root) as hold:
             seed = self._known_seed()
             if seed is None or self._pending or not is_complete(self._folder.root):
-                self._live(seed)
+                self._live(seed, hold)
         return ResultGrid(self._folder.root)
 
-    def _live(self, seed: int | None) -> None:
+    def _live(self, seed: int | None, hold: Hold) -> None:
         """One driver's life. The trials' processes warm up while the study is prepared."""
         executor = self._start()
         interrupts = Interrupts()
         finish = None
         try:
             with interrupts:
-                finish = self._drive(executor, self._begin() if seed is None else seed, lambda: interrupts.asked)
+                if seed is None:
+                    hold.check()  # it took a while to get here
+                    seed = self._begin()
+                finish = self._drive(executor, seed, hold, lambda: interrupts.asked)
                 executor.close()
+        except StorageError as error:
+            executor.close()
+            self._tell_how_to_go_on(f"The study ended early: {error}.")
+            raise
         except KeyboardInterrupt:
             executor.close(at_once=True)
             if finish is None or not finish.complete:
@@ -346,6 +372,8 @@ class Tuner:
         self._tell_how_to_go_on(f"The study ended early: {finish.reason}.")
         if interrupts.asked is not None:
             raise SystemExit(interrupts.status)
+        if finish.reason.startswith(Failure.STORAGE.value):
+            raise StorageError(finish.reason)
         if self._run.failure_config.fail_fast == "raise":
             self._raise_failure()
 
@@ -363,7 +391,7 @@ class Tuner:
             raise SystemExit(interrupts.status)
         return executor
 
-    def _drive(self, executor: RayActors | Inline, seed: int, asked: Callable[[], str | None]) -> Finish:
+    def _drive(self, executor: RayActors | Inline, seed: int, hold: Hold, asked: Callable[[], str | None]) -> Finish:
         from raytuner.driver import Driver
         from raytuner.executors.inline import Inline
         from raytuner.journal import Journal
@@ -380,11 +408,18 @@ class Tuner:
             slot=self._slot if isinstance(self._slot, Slot) and self._allocation is None else None,
             limit_s=None if budget is None else lambda: budget.left_s(clock.now()),
         )
-        with closing(Journal(self._folder.root)) as journal, closing(Janitor(Store(self._folder.checkpoints))) as shelf:
+
+        def patience_s() -> float:
+            return 0.0 if asked() else self._run.storage_patience_s
+
+        with (
+            closing(Journal(self._folder.root, hold)) as journal,
+            closing(self._janitor(Patience(patience_s))) as shelf,
+        ):
             driver = Driver(
                 study,
                 self._search.build(self._space, seed),
-                journal,
+                PatientJournal(journal, Patience(patience_s), self._folder.root / "journal"),
                 shelf,
                 clock,
                 [progress] if self._run.verbose else [],
@@ -394,11 +429,22 @@ class Tuner:
                 self._extension(clock.now()),
             )
 
+            hold.check()  # what a driver that lost the study would sweep away may be another's
+
             def drive() -> Finish:
                 return driver.run(executor, _TICK_S, asked)
 
             with progress:
                 return executor.serve(drive) if isinstance(executor, Inline) else drive()
+
+    def _janitor(self, patience: Patience) -> Janitor:
+        keeps = self._run.checkpoint_config
+        store = store_at(self._folder.checkpoints, self._folder.here.expanduser() / "cache", self._cache_bytes)
+        return Janitor(store, patience, bool(keeps.quota_count or keeps.quota_bytes))
+
+    @property
+    def _cache_bytes(self) -> int:
+        return int(self._run.checkpoint_cache_gib * 2**30)
 
     def _executor(self) -> RayActors | Inline:
         at_end = self._run.checkpoint_config.checkpoint_at_end
@@ -414,6 +460,9 @@ class Tuner:
             *self._run.log_files,
             self._run.failure_config.heartbeat_timeout_s,
             slot=self._slot if isinstance(self._slot, Slot) else Slot(),
+            patience_s=self._run.storage_patience_s,
+            here=self._folder.here,
+            cache_bytes=self._cache_bytes,
         )
         if self._inline:
             from raytuner.executors.inline import Inline
@@ -489,10 +538,10 @@ class Tuner:
         return ResultGrid(self._folder.root)
 
     @classmethod
-    def can_restore(cls, path: str | Path) -> bool:
+    def can_restore(cls, path: str | Path | Place) -> bool:
         """Whether there is a study in this folder."""
         try:
-            Folder(Path(path).expanduser()).read()
+            Folder(path).read()
         except NoStudy:
             return False
         return True
@@ -500,7 +549,7 @@ class Tuner:
     @classmethod
     def restore(
         cls,
-        path: str | Path,
+        path: str | Path | Place,
         trainable: Callable[..., Any] | type | Bound | Reserved,
         *,
         param_space: Mapping[str, Any] | Space | None = None,
@@ -520,7 +569,7 @@ class Tuner:
         """
         from raytuner.journal import extensions
 
-        folder = Folder(Path(path).expanduser().absolute())
+        folder = Folder(path)
         what = extended(folder.read(), extensions(folder.root))
         if extend is not None:
             if param_space is not None and extend.param_space is not None:
@@ -644,7 +693,7 @@ class Tuner:
                 differences += [
                     f"{each}: {rules[each]!r} became {now!r}" for each, now in what[name].items() if rules[each] != now
                 ]
-            elif (was := known.get(name)) != what[name]:
+            elif (was := {**_LATER.get(name, {}), **known[name]} if name in _LATER else known.get(name)) != what[name]:
                 differences.append(f"{name}: {_brief(was)} became {_brief(what[name])}")
         seed = known["seed"]
         if self._config.seed not in (None, seed):
@@ -714,6 +763,16 @@ _IDENTITY = (
 
 _FIRST_RULES: Mapping[str, Any] = {"on_nan": "fail"}
 """Of `FailureConfig`, as studies of the first version had it, which did not record it."""
+
+_LATER: Mapping[str, Mapping[str, Any]] = {
+    "checkpoint_config": {
+        "num_to_keep_in_study": None,
+        "quota_count": None,
+        "quota_bytes": None,
+        "checkpoint_interval_s": None,
+    },
+}
+"""Settings that studies of earlier versions did not have, as they were then."""
 
 _ABSENT: Mapping[str, Any] = {
     "constraints": [],

@@ -21,7 +21,7 @@ from raytuner.actions import Fork, Proposal, Resume, Start
 from raytuner.checkpoints import CheckpointConfig
 from raytuner.driver import Driver
 from raytuner.durable import sync_folder
-from raytuner.events import Ended, Event, Extended, Failed, Over, Proposed
+from raytuner.events import Damaged, Ended, Event, Extended, Failed, Over, Proposed
 from raytuner.executors.simulate import Simulation, Workload, World
 from raytuner.journal import Journal, Row, extensions, read
 from raytuner.objective import Objective
@@ -203,6 +203,10 @@ class Life:
     def sweep_trial(self, trial: int, referenced: set[int]) -> object:
         return self._world.sweep_trial(trial, referenced)
 
+    def quarantine(self, trial: int, step: int) -> str | None:
+        self._fate.moment()
+        return self._world.quarantine(trial, step)
+
     def run(self, lease: Lease) -> None:
         self._fate.moment()
         self._checks.leased(lease, self.study)
@@ -249,6 +253,9 @@ class Checks:
             if isinstance(row, Ended | Failed):
                 lease = self._running[row.trial]
                 self._ended.add((row.trial, lease.until, lease.tries))
+            if isinstance(row, Damaged):  # it runs again, and nobody pays for it
+                lease = self._running[row.trial]
+                self._given.discard((row.trial, lease.until, lease.tries))
 
     def at_the_end(self, root: Path, world: World) -> None:
         table = read(root).reports

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import pickle
 import shutil
@@ -15,22 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from raytuner.checkpoints import (
     MANIFEST,
-    BestN,
     Checkpoint,
-    CheckpointConfig,
     DamagedCheckpoint,
-    Everything,
-    InUse,
-    Kept,
-    LatestN,
     Manifest,
     Store,
-    retention,
 )
 
 SYSTEM_CALLS = ("open", "write", "fsync", "mkdir", "rename", "unlink", "rmdir")
@@ -704,136 +694,3 @@ def test_a_storage_that_does_not_answer_is_no_damage(
         with pytest.raises(PermissionError):
             store.publish(source, 0, 1, 1)  # must not take the old one for damaged and replace it
     assert read(store.load(0, 1).path) == read(source)
-
-
-# --------------------------------------------------------------------------------------------------- retention
-
-checkpoints = st.lists(
-    st.builds(Kept, st.integers(0, 40), st.one_of(st.none(), st.integers(-3, 3).map(float), st.just(math.nan))),
-    unique_by=lambda kept: kept.step,
-)
-orders = st.sampled_from(["max", "min"])
-
-
-def configs() -> st.SearchStrategy[CheckpointConfig]:
-    return st.builds(
-        CheckpointConfig,
-        num_to_keep=st.one_of(st.none(), st.integers(1, 5)),
-        checkpoint_score_attribute=st.sampled_from([None, "accuracy"]),
-        checkpoint_score_order=orders,
-    )
-
-
-@given(checkpoints, configs(), st.sets(st.integers(0, 40)))
-def test_what_must_be_kept_is_kept_and_no_more_than_asked(
-    kept: list[Kept], config: CheckpointConfig, in_use: set[int]
-) -> None:
-    steps = {one.step for one in kept}
-    keep = retention(config).keep(kept, in_use)
-    assert keep <= steps
-    assert keep >= in_use & steps
-    if steps:
-        assert max(steps) in keep
-    if config.num_to_keep is None:
-        assert keep == steps
-    else:
-        least = min(config.num_to_keep, len(steps))
-        latest_too = config.checkpoint_score_attribute is not None
-        assert least <= len(keep) <= least + latest_too + len(in_use & steps)
-    assert keep == retention(config).keep(kept[::-1], in_use)
-
-
-@given(checkpoints, st.integers(1, 5), orders)
-def test_nothing_better_than_what_best_n_keeps_is_dropped(kept: list[Kept], n: int, order: str) -> None:
-    keep = BestN(n, order).keep(kept, ())
-    sign = 1 if order == "max" else -1
-
-    def value(one: Kept) -> float:
-        return -math.inf if one.score is None or math.isnan(one.score) else sign * one.score
-
-    dropped = [value(one) for one in kept if one.step not in keep]
-    assert max(dropped, default=-math.inf) <= min((value(one) for one in kept if one.step in keep), default=math.inf)
-
-
-@given(checkpoints, configs())
-def test_deciding_at_every_checkpoint_ends_like_deciding_once(kept: list[Kept], config: CheckpointConfig) -> None:
-    """The study drops checkpoints as they come; what it dropped could never have been kept in the end."""
-    rule, alive = retention(config), list[Kept]()
-    for one in sorted(kept, key=lambda one: one.step):
-        alive.append(one)
-        keep = rule.keep(alive, ())
-        alive = [one for one in alive if one.step in keep]
-    assert {one.step for one in alive} == rule.keep(kept, ())
-
-
-@given(st.dictionaries(st.integers(0, 40), st.integers(-3, 3)), configs())
-def test_it_keeps_what_ray_keeps(scores: dict[int, int], config: CheckpointConfig) -> None:
-    """Ray's bookkeeping, checkpoint after checkpoint: drop the worst (or first) beyond n, but never the latest."""
-    sign = 1 if config.checkpoint_score_order == "max" else -1
-    alive: list[int] = []
-    for step in sorted(scores):
-        alive.append(step)
-        if config.checkpoint_score_attribute is not None:
-            alive.sort(key=lambda step: (sign * scores[step], step))
-        if config.num_to_keep is not None:
-            alive = [one for one in alive[: -config.num_to_keep] if one == step] + alive[-config.num_to_keep :]
-    kept = [Kept(step, float(score)) for step, score in scores.items()]
-    assert retention(config).keep(kept, ()) == set(alive)
-
-
-def test_rules_by_example() -> None:
-    kept = [Kept(1, 0.5), Kept(2, 0.9), Kept(3, math.nan), Kept(4, None), Kept(5, 0.9), Kept(6, 0.1)]
-    assert Everything().keep(kept, ()) == {1, 2, 3, 4, 5, 6}
-    assert InUse().keep(kept, {2, 77}) == {2}
-    assert LatestN(2).keep(kept, ()) == {5, 6}
-    assert LatestN(9).keep(kept, ()) == {1, 2, 3, 4, 5, 6}
-    assert BestN(1).keep(kept, ()) == {5}  # of equals the later
-    assert BestN(3).keep(kept, ()) == {1, 2, 5}
-    assert BestN(2, "min").keep(kept, ()) == {1, 6}
-    assert BestN(5).keep(kept, ()) == {1, 2, 3, 5, 6}
-    best_two = CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="accuracy")
-    assert retention(best_two).keep(kept, {3}) == {2, 3, 5, 6}
-    assert retention(CheckpointConfig(num_to_keep=1)).keep(kept, {3}) == {3, 6}
-    assert retention(CheckpointConfig()).keep(kept, ()) == {1, 2, 3, 4, 5, 6}
-    assert retention(best_two).keep([], {3}) == set()
-
-
-def test_scores_come_from_metrics() -> None:
-    config = CheckpointConfig(checkpoint_score_attribute="eval/loss", checkpoint_score_order="min")
-    assert config.score({"eval/loss": 2}) == 2.0
-    assert math.isnan(config.score({"eval/loss": math.nan}) or 0.0)
-    for metrics in ({}, {"eval/loss": None}, {"eval/loss": "2"}, {"eval/loss": [2]}):
-        assert config.score(metrics) is None
-    assert CheckpointConfig().score({"eval/loss": 2}) is None
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"num_to_keep": 0},
-        {"num_to_keep": -1},
-        {"num_to_keep": True},
-        {"num_to_keep": 1.5},
-        {"num_to_keep": "1"},
-        {"checkpoint_score_attribute": ""},
-        {"checkpoint_score_attribute": 3},
-        {"checkpoint_score_order": "maximum"},
-        {"checkpoint_score_order": None},
-        {"checkpoint_frequency": -1},
-        {"checkpoint_frequency": None},
-        {"checkpoint_at_end": "yes"},
-    ],
-    ids=str,
-)
-def test_a_wrong_config_is_refused_by_name(wrong: dict[str, Any]) -> None:
-    (name,) = wrong
-    with pytest.raises(ValueError, match=rf"^{name} must be .* not {wrong[name]!r}$"):
-        CheckpointConfig(**wrong)
-
-
-def test_the_defaults_are_rays() -> None:
-    import ray.tune
-
-    ours, theirs = CheckpointConfig(), ray.tune.CheckpointConfig()
-    for name in CheckpointConfig.__dataclass_fields__:
-        assert getattr(ours, name) == getattr(theirs, name)

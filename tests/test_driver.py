@@ -107,6 +107,10 @@ class Bench:
         self.calls.append(("sweep trial", trial, referenced))
         return None
 
+    def quarantine(self, trial: int, step: int) -> str | None:
+        self.calls.append(("quarantine", trial, step))
+        return None
+
     # the clock
 
     def now(self) -> float:

@@ -24,9 +24,11 @@ from raytuner import segments
 from raytuner.actions import Exhausted, Fork, Proposal, Resume, Start, Wait
 from raytuner.events import (
     Checkpointed,
+    Damaged,
     Drop,
     Ended,
     Event,
+    Extended,
     Failed,
     Finish,
     How,
@@ -34,6 +36,7 @@ from raytuner.events import (
     Opened,
     Over,
     Proposed,
+    Quarantine,
     Reported,
     Retry,
     Slots,
@@ -64,7 +67,7 @@ STEPS = st.integers(0, END)
 DIGESTS = st.just("") | st.text("0123456789abcdef", min_size=64, max_size=64)
 AMOUNTS = st.floats(0, 2**20)
 SLOT = st.builds(Slot, AMOUNTS, AMOUNTS, AMOUNTS, st.dictionaries(st.text(), AMOUNTS, max_size=2))
-REPORT = st.builds(Report, STEPS, TIMES, METRICS, TIMES, DIGESTS)
+REPORT = st.builds(Report, STEPS, TIMES, METRICS, TIMES, DIGESTS, NUMBERS)
 
 KINDS: dict[type, st.SearchStrategy[Any]] = {
     Opened: st.builds(Opened, TIMES, NUMBERS),
@@ -76,18 +79,21 @@ KINDS: dict[type, st.SearchStrategy[Any]] = {
         st.builds(Proposal, CONFIGS, CONFIGS) | st.just(Wait()) | st.just(Exhausted()),
     ),
     Reported: st.builds(Reported, TIMES, NUMBERS, NUMBERS, st.lists(REPORT, max_size=3).map(tuple)),
-    Checkpointed: st.builds(Checkpointed, TIMES, NUMBERS, NUMBERS, STEPS, METRICS, DIGESTS),
+    Checkpointed: st.builds(Checkpointed, TIMES, NUMBERS, NUMBERS, STEPS, METRICS, DIGESTS, NUMBERS),
     Loaded: st.builds(Loaded, TIMES, NUMBERS, NUMBERS, NUMBERS, STEPS, DIGESTS),
     Ended: st.builds(Ended, TIMES, NUMBERS, NUMBERS, st.sampled_from(How), STEPS, TIMES, METRICS, TIMES),
-    Failed: st.builds(Failed, TIMES, NUMBERS, NUMBERS, st.sampled_from(Failure), st.text(), TIMES),
+    Failed: st.builds(Failed, TIMES, NUMBERS, NUMBERS, st.sampled_from(Failure), st.text(), TIMES, st.none() | CONFIGS),
+    Damaged: st.builds(Damaged, TIMES, NUMBERS, NUMBERS, NUMBERS, STEPS, st.text(), TIMES),
     Ticked: st.builds(Ticked, TIMES),
     StopAsked: st.builds(StopAsked, TIMES, st.text(), st.booleans()),
+    Extended: st.builds(Extended, TIMES, st.none() | NUMBERS, st.none() | STEPS, st.booleans(), CONFIGS),
     Start: st.builds(Start, NUMBERS, STEPS, st.none() | CONFIGS),
     Resume: st.builds(Resume, NUMBERS, STEPS),
     Fork: st.builds(Fork, NUMBERS, NUMBERS, CONFIGS, STEPS, st.none() | NUMBERS),
     Over: st.builds(Over, NUMBERS, st.sampled_from(State), st.sampled_from(Why), st.text()),
     Retry: st.builds(Retry, NUMBERS, st.none() | STEPS),
     Drop: st.builds(Drop, NUMBERS, STEPS),
+    Quarantine: st.builds(Quarantine, NUMBERS, STEPS),
     Finish: st.builds(Finish, st.booleans(), st.text()),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from raytuner.checkpoints import Checkpoint, Store
-from raytuner.events import Ended, Failed, How, Loaded
+from raytuner.checkpoints import Checkpoint, DamagedCheckpoint, Store
+from raytuner.events import Checkpointed, Damaged, Ended, Failed, How, Loaded
 from raytuner.mailbox import Item
 from raytuner.objective import Objective
 from raytuner.session import Rules, Runner, get_checkpoint, report, should_checkpoint
 from raytuner.trainable import Trainable, runnable
-from raytuner.trial import END, Failure, Lease, Reports, Trial
+from raytuner.trial import END, UNDER_WAY, Failure, Lease, Reports, Trial
 
 Train = Callable[[Any], Any]
 
@@ -40,13 +41,13 @@ class Desk:
         while (lease := self.runner.leases.next()) is not None:
             self.runner.run(lease)
 
-    def run(self, until: int = END, attempt: int = 1, **more: Any) -> Ended | Failed:
+    def run(self, until: int = END, attempt: int = 1, **more: Any) -> Ended | Failed | Damaged:
         """Run a lease of trial 0; how it ended."""
         given = {"checkpoint": None, "donor": 0, "tries": 0, "since": 0.0, "origin": 0, **more}
         self.runner.leases.add([Lease(Trial(0, {}), attempt, until, **given)])
         return self.end()
 
-    def end(self) -> Ended | Failed:
+    def end(self) -> Ended | Failed | Damaged:
         for _ in range(100):
             for item in self.runner.outbox.take(30):
                 self.heard.append(item)
@@ -54,6 +55,9 @@ class Desk:
                     self.steps += item.steps
                     self.digests |= zip(item.steps, item.checkpoints, strict=True)
                     self.saved += [step for step, saved in zip(item.steps, item.checkpoints, strict=True) if saved]
+                elif isinstance(item, Checkpointed):
+                    assert self.digests[item.step] == UNDER_WAY
+                    self.digests[item.step] = item.digest
                 elif not isinstance(item, Loaded):
                     return item
         raise AssertionError("the lease does not end")
@@ -342,7 +346,7 @@ def test_a_lease_that_begins_from_nothing_or_goes_on_where_it_is_loads_nothing(d
 def test_a_checkpoint_that_is_not_the_one_that_was_meant_is_refused(
     wrong: str, tmp_path: Path, desk: Callable[..., Desk]
 ) -> None:
-    """The function is not even called."""
+    """The function is not even called, and nobody says that the trial failed."""
     called: list[Any] = []
     made = desk(called.append)
     digest = made.publish(tmp_path / "state", 7, 4)
@@ -359,13 +363,33 @@ def test_a_checkpoint_that_is_not_the_one_that_was_meant_is_refused(
     else:
         made.store.delete(7, 4)
         told = "there is no such directory"
-    failed = made.run(checkpoint=4, donor=7, digest=digest)
+    found_out = made.run(checkpoint=4, donor=7, digest=digest, attempt=2)
+    assert isinstance(found_out, Damaged), found_out
+    assert (found_out.trial, found_out.attempt, found_out.source, found_out.step) == (0, 2, 7, 4)
+    assert found_out.message.startswith(f"checkpoint {path} is damaged: {told}")
+    assert found_out.spent > 0
+    assert called == []
+    assert made.heard == [found_out]
+
+
+def test_what_the_function_itself_says_of_its_files_is_its_own_error(tmp_path: Path, desk: Callable[..., Desk]) -> None:
+    def train(config: Any) -> None:
+        raise DamagedCheckpoint("/somewhere", "weights", "I do not like them")
+
+    made = desk(train)
+    failed = made.run(checkpoint=4, digest=made.publish(tmp_path / "state", 0, 4))
     assert isinstance(failed, Failed), failed
     assert failed.failure is Failure.ERROR
-    last = failed.message.splitlines()[-1]
-    assert last.startswith(f"raytuner.checkpoints.DamagedCheckpoint: checkpoint {path} is damaged: {told}")
-    assert called == []
-    assert made.heard == [failed]
+
+
+def test_reports_carry_the_size_of_their_checkpoint(tmp_path: Path, desk: Callable[..., Desk]) -> None:
+    made = desk(saves_when_asked(tmp_path), checkpoint_every=2)
+    (tmp_path / "state" / "more").write_bytes(bytes(1000))
+    made.run(until=3)
+    said = [item for item in made.heard if isinstance(item, Reports)]
+    assert [report.nbytes for reports in said for report in reports] == [0, 0, 1001], "step 2 was still under way"
+    assert [report.nbytes for report in pickle.loads(pickle.dumps(said[-1])).after(2)] == [1001]
+    assert [(item.step, item.nbytes) for item in made.heard if isinstance(item, Checkpointed)] == [(2, 1001)]
 
 
 class Counts(Trainable):

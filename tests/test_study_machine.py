@@ -26,10 +26,10 @@ from hypothesis.stateful import (
 )
 
 from raytuner.actions import Action, Answer, Done, Exhausted, Fork, Resume, Start, Stop, Wait
-from raytuner.checkpoints import CheckpointConfig
 from raytuner.events import (
     Ask,
     Checkpointed,
+    Damaged,
     Drop,
     Ended,
     Event,
@@ -39,6 +39,7 @@ from raytuner.events import (
     Opened,
     Over,
     Proposed,
+    Quarantine,
     Reported,
     Run,
     Slots,
@@ -49,6 +50,7 @@ from raytuner.events import (
 )
 from raytuner.objective import Objective
 from raytuner.protocols import Scheduler, SchedulingPolicy
+from raytuner.retention import CheckpointConfig
 from raytuner.retry import Retries
 from raytuner.schedulers import MedianStoppingRule, PopulationBasedTraining
 from raytuner.searchers import RandomSearch
@@ -144,6 +146,14 @@ POPULATIONS: dict[str, SchedulingPolicy] = {
 }
 POLICIES = {**SETTINGS, **TOYS, **POPULATIONS}
 
+KEEP = [
+    *[CheckpointConfig(num_to_keep=keep) for keep in (None, 1, 2)],
+    *[CheckpointConfig(num_to_keep=keep, quota_count=2) for keep in (None, 1)],
+    CheckpointConfig(quota_bytes=40),
+    CheckpointConfig(num_to_keep=2, num_to_keep_in_study=2),
+    CheckpointConfig(num_to_keep_in_study=1, quota_count=6, checkpoint_score_attribute="loss"),
+]
+
 LENGTH = 16
 """Where trials end that a population would let run for ever."""
 
@@ -155,7 +165,7 @@ class Settings:
     policy: SchedulingPolicy
     trials: int
     max_failures: int
-    keep: int | None
+    keep: CheckpointConfig
     fail_fast: bool
 
     def scheduler(self) -> Scheduler:
@@ -167,7 +177,7 @@ class Settings:
             self.scheduler(),
             self.trials,
             Retries(self.max_failures, max_losses=2),
-            CheckpointConfig(num_to_keep=self.keep),
+            self.keep,
             self.fail_fast,
         )
 
@@ -188,11 +198,13 @@ class World:
         self.stands: dict[int, int] = {}  # running and parked trials: at which step their code is
         self.unwinding: set[int] = set()
         self.states: dict[int, State] = {}
-        self.checkpoints: set[tuple[int, int]] = set()
+        self.checkpoints: dict[tuple[int, int], int] = {}  # their sizes
         self.reported: dict[int, int] = {}  # the highest step that the study heard of, of each trial
         self.targets: dict[int, int] = {}
+        self.aside: set[tuple[int, int | None]] = set()
         self.rungs: dict[int, tuple[int, int] | None] = {}  # trials that were at one: what others may begin from
         self.donors: dict[int, tuple[int, int] | None] = {}  # forks: what they begin from
+        self.begun: dict[int, tuple[int, int]] = {}  # their sources, and the step that these were taken over at
         self.reasons: dict[int, Why] = {}
         self.numbers = 0
         self.finish: Finish | None = None
@@ -223,11 +235,11 @@ class World:
                 self.unwinding.discard(trial)
                 if not how.parks:
                     self.stands.pop(trial, None)
-            case Failed(trial=trial):
+            case Failed(trial=trial) | Damaged(trial=trial):
                 del self.running[trial], self.stands[trial]
                 self.unwinding.discard(trial)
-            case Checkpointed(trial=trial, step=step):
-                self.checkpoints.add((trial, step))
+            case Checkpointed(trial=trial, step=step, nbytes=nbytes):
+                self.checkpoints[trial, step] = nbytes
         if isinstance(event, Ended) and event.how is How.REACHED and self.states[event.trial] is State.RUNNING:
             self.states[event.trial] = State.PAUSED  # unless it is over at once
             self.rungs[event.trial] = self.newest(event.trial)
@@ -258,6 +270,7 @@ class World:
                 if isinstance(command, Fork):
                     over = self.states[command.source].over
                     self.donors[trial] = self.newest(command.source) if over else self.rungs[command.source]
+                    self.begun[trial] = command.source, donor[1] if (donor := self.donors[trial]) else 0
                 if command.config is not None:  # else it is the searcher's to propose
                     self.change(trial, State.RUNNING)
                     self.targets[trial] = command.until
@@ -279,8 +292,12 @@ class World:
                     self.unwinding.add(trial)
                 else:
                     self.stands.pop(trial, None)
+            case Quarantine(trial, step):
+                assert isinstance(event, Damaged)
+                assert (trial, step) == (event.source, event.step)
+                self.put_aside(trial, step)
             case Drop(trial, step):
-                self.checkpoints.remove((trial, step))
+                del self.checkpoints[trial, step]
                 for lease in self.running.values():
                     if lease.trial.id not in self.unwinding and self.states[lease.trial.id] is State.RUNNING:
                         self.check_source(lease)
@@ -306,11 +323,25 @@ class World:
 
     def check_source(self, lease: Lease) -> None:
         """What a lease would start from, were it lost now, must be there."""
-        if self.newest(lease.trial.id) is None and lease.checkpoint is not None:
+        began = lease.donor, lease.checkpoint
+        if self.newest(lease.trial.id) is None and lease.checkpoint is not None and began not in self.aside:
             assert (lease.donor, lease.checkpoint) in self.checkpoints
             assert (lease.donor, lease.checkpoint) == self.donors[lease.trial.id]
         newest = self.study.ledger[lease.trial.id].newest
         assert newest is None or newest in self.checkpoints
+
+    def put_aside(self, trial: int, step: int) -> None:
+        """A checkpoint is no longer there; those that would have begun from it begin from an older one."""
+        del self.checkpoints[trial, step]
+        self.aside.add((trial, step))
+        older = max((each for each in self.checkpoints if each[0] == trial and each[1] < step), default=None)
+        if self.rungs.get(trial) == (trial, step):
+            self.rungs[trial] = older
+        for fork, (source, begun) in self.begun.items():
+            if not self.states[fork].over and self.newest(fork) is None:
+                left = [each for each in self.checkpoints if each[0] == source and each[1] <= begun]
+                self.donors[fork] = donor = max(left, default=None)
+                self.begun[fork] = source, donor[1] if donor else 0
 
     def newest(self, trial: int) -> tuple[int, int] | None:
         """A trial's newest checkpoint of its own."""
@@ -335,7 +366,8 @@ class World:
         assert dict(ledger.counts()) == {state: list(self.states.values()).count(state) for state in State}
         assert [one.trial for one in ledger.pending()] == list(ledger.live)
         known = {(trial, step) for trial, steps in self.study.checkpoints.items() for step in steps}
-        assert known == self.checkpoints
+        assert known == self.checkpoints.keys()
+        self.check_rules()
         for trial, entry in ledger.items():
             assert self.study.expects(trial, entry.attempt) == (trial in self.running)
             assert not (entry.state.over and entry.donor)
@@ -343,6 +375,28 @@ class World:
             if self.study._scheduler.forks and not entry.state.over:
                 assert self.rungs.get(trial) in (None, *self.checkpoints), "others may begin from it"
         assert self.study.finished == self.finish
+
+    def check_rules(self) -> None:
+        """The rules over all trials hold, as far as what is needed allows."""
+        keep, stock = self.settings.keep, self.study.stock
+        assert (len(stock), stock.nbytes) == (len(self.checkpoints), sum(self.checkpoints.values()))
+        needed, paused = set(), set()
+        for trial, entry in self.study.ledger.live.items():
+            newest = self.newest(trial)
+            if newest is not None:
+                can_begin_anew = entry.state is State.PAUSED and entry.trial.parent is None
+                (paused if can_begin_anew else needed).add(newest)
+            if self.study._scheduler.forks and (rung := self.rungs.get(trial)) is not None:
+                needed.add(rung)
+            if entry.donor is not None:
+                needed.add(entry.donor)
+        spare = self.checkpoints.keys() - needed
+        count, nbytes = len(self.checkpoints), sum(self.checkpoints.values())
+        over = (keep.quota_count or math.inf) < count or (keep.quota_bytes or math.inf) < nbytes
+        assert not (over and spare)
+        assert (stock.exceeded is None) == (not over)
+        if keep.num_to_keep_in_study is not None:
+            assert len(spare - paused) <= keep.num_to_keep_in_study
 
     # ---- what happens
 
@@ -369,7 +423,7 @@ class World:
         self.stands[trial] = last = begun + steps
         at, metrics = self.tick(), metrics_of(last, loss)
         if save:
-            self.hear(Checkpointed(at, trial, lease.attempt, last, metrics))
+            self.hear(Checkpointed(at, trial, lease.attempt, last, metrics, nbytes=10 + trial))
         fresh = range(max(begun, self.reported.get(trial, 0)) + 1, last + 1)
         if fresh and self.study.every_report:
             self.reported[trial] = last
@@ -393,14 +447,20 @@ class World:
     def fail(self, trial: int, failure: Failure) -> None:
         self.hear(Failed(self.tick(), trial, self.running[trial].attempt, failure, "boom", spent=1.0))
 
-    def hear(self, event: Reported | Checkpointed | Ended | Failed) -> None:
+    def find_damage(self, trial: int) -> None:
+        """A lease was to begin from a checkpoint, and cannot."""
+        lease = self.running[trial]
+        assert lease.checkpoint is not None
+        self.hear(Damaged(self.tick(), trial, lease.attempt, lease.donor, lease.checkpoint, "flipped", spent=0.5))
+
+    def hear(self, event: Reported | Checkpointed | Ended | Failed | Damaged) -> None:
         self.past.append(event)
         self.tell(event)
 
     def hear_again(self, event: Event) -> None:
         """Word of an attempt that is over: nothing follows from it but what any event brings, a slot is filled that was
         free. (A driver would not even pass it on.)"""
-        assert isinstance(event, Reported | Checkpointed | Ended | Failed)
+        assert isinstance(event, Reported | Checkpointed | Ended | Failed | Damaged)
         if event.attempt == self.study.ledger[event.trial].attempt and event.trial in self.running:
             return
         anyway = [snapshot(command) for command in self.replay().handle(Ticked(event.at))]
@@ -462,11 +522,11 @@ def machine(name: str) -> type[RuleBasedStateMachine]:
         @initialize(
             trials=st.integers(1, 8 if name in POPULATIONS else 30),
             max_failures=st.sampled_from([0, 2, -1]),
-            keep=st.sampled_from([None, 1, 2]),
+            keep=st.sampled_from(KEEP),
             fail_fast=st.sampled_from([False, False, False, True]),
             slots=st.integers(1, 8),
         )
-        def begin(self, trials: int, max_failures: int, keep: int | None, fail_fast: bool, slots: int) -> None:
+        def begin(self, trials: int, max_failures: int, keep: CheckpointConfig, fail_fast: bool, slots: int) -> None:
             self.world = World(Settings(policy, trials, max_failures, keep, fail_fast))
             self.world.tell(Slots(self.world.tick(), slots))
 
@@ -518,6 +578,12 @@ def machine(name: str) -> type[RuleBasedStateMachine]:
         @rule(data=st.data(), failure=st.sampled_from(Failure))
         def fail(self, data: st.DataObject, failure: Failure) -> None:
             self.world.fail(self.pick(data, self.world.running), failure)
+
+        @precondition(lambda self: any(lease.checkpoint for lease in self.world.running.values()))
+        @rule(data=st.data())
+        def find_damage(self, data: st.DataObject) -> None:
+            running = self.world.running
+            self.world.find_damage(self.pick(data, [trial for trial in running if running[trial].checkpoint]))
 
         @rule(data=st.data(), slots=st.integers(0, 12))
         def trouble(self, data: st.DataObject, slots: int) -> None:
@@ -579,6 +645,8 @@ def move(world: World, chance: random.Random, saves: float) -> None:
             world.fail(trial, chance.choice(list(Failure)))
         case 4:
             world.end(trial, chance.choice([How.RETURNED, How.STOPPED]), loss)
+        case 8 | 9 if world.running[trial].checkpoint:
+            world.find_damage(trial)
         case 5 if world.past:
             world.hear_again(chance.choice(world.past))
         case 6 if world.stands[trial] + 1 < world.running[trial].until:
@@ -595,15 +663,20 @@ def move(world: World, chance: random.Random, saves: float) -> None:
 def test_long_lives(name: str) -> None:
     """With less trouble in each: populations come to fork only when all have started."""
     found: Counter[Why] = Counter()
+    aside = dropped = 0
     for seed in range(40):
         chance = random.Random(seed)
-        keep = chance.choice([None, 1, 2])
+        keep = chance.choice(KEEP)
         world = World(Settings(POLICIES[name], chance.randint(1, 8), chance.choice([0, 2, -1]), keep, fail_fast=False))
         for _ in range(150):
             if world.finish is None or not world.finish.complete:
                 move(world, chance, saves=[1.0, 0.5][seed % 2])
         found.update(world.reasons.values())
+        wanted = [command for _, commands in world.log for command in commands]
+        aside += sum(isinstance(command, Quarantine) for command in wanted)
+        dropped += sum(isinstance(command, Drop) for command in wanted)
         world.run_to_end()
         world.replay()
     if name in POPULATIONS:
+        assert min(aside, dropped) >= 10
         assert min(found[why] for why in (Why.REPLACED, Why.NO_SOURCE, Why.RETURNED)) >= 10

@@ -375,8 +375,10 @@ class TestAtTheDoor:
             tune.RunConfig(failure_config=3)  # type: ignore[arg-type]
 
     def test_remote_storage_is_not_there_yet(self) -> None:
-        with pytest.raises(ValueError, match="storage_path must be a local folder"):
-            tune.RunConfig(storage_path="s3://bucket/x")
+        with pytest.raises(ValueError, match="hdfs:// is no storage that raytuner knows"):
+            tune.RunConfig(storage_path="hdfs://node/x")
+        with pytest.raises(ValueError, match="must hold no credentials"):
+            tune.RunConfig(storage_path="s3://key:secret@bucket/x")
 
     def test_max_failures(self) -> None:
         with pytest.raises(ValueError, match=r"max_failures must be an integer, -1 .* or more, got -2"):
@@ -438,9 +440,9 @@ class TestAtTheDoor:
 
 
 def hold(folder: str, held: Any, done: Any) -> None:
-    from raytuner.folder import Lock
+    from raytuner.lock import FileLock
 
-    with Lock(Path(folder)):
+    with FileLock(Path(folder)):
         held.set()
         done.wait(60)
 

@@ -24,7 +24,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from raytuner.actor import TrialActor
-from raytuner.events import Ended, Event, Failed, How, Loaded, Reported, Slots
+from raytuner.events import Checkpointed, Damaged, Ended, Event, Failed, How, Loaded, Reported, Slots
 from raytuner.executors.room import fits_beside, least, slots_in
 from raytuner.mailbox import Item
 from raytuner.session import Rules
@@ -495,12 +495,12 @@ class RayActors:
             if isinstance(item, Reports):
                 worker.heard = True
                 self._events.append(Reported(item.at[-1], item.trial, item.attempt, item))
-            elif isinstance(item, Loaded):
+            elif isinstance(item, Loaded | Checkpointed):
                 self._events.append(item)
             else:
                 self._over(worker, item)
 
-    def _over(self, worker: _Worker, last: Ended | Failed) -> None:
+    def _over(self, worker: _Worker, last: Ended | Failed | Damaged) -> None:
         """A lease ended."""
         for lease in worker.leases:
             if (lease.trial.id, lease.attempt) == (last.trial, last.attempt):

@@ -22,7 +22,7 @@ from functools import partial
 from itertools import count
 from typing import Any, Literal
 
-from raytuner.events import Ended, Event, Failed, How, Loaded, Reported, Slots
+from raytuner.events import Damaged, Ended, Event, Failed, How, Loaded, Reported, Slots
 from raytuner.trial import END, Failure, Lease, Metrics, Report, Trial
 
 Curve = Callable[[Trial, int], Mapping[str, Any]]
@@ -46,7 +46,8 @@ class Workload:
 
     ``pace``: how many times longer all takes on a worker; workers are numbered from 0. ``away_s``: how long a worker
     that was lost is gone (0: another takes its place at once). ``twice``: whether a report arrives twice. ``late``:
-    whether an attempt that failed or was unwound is heard of once more, ``late_s`` later.
+    whether an attempt that failed or was unwound is heard of once more, ``late_s`` later. ``nbytes``: how large a
+    checkpoint of a trial and step is. ``damaged``: whether it is no longer what was published, when somebody reads it.
     """
 
     curve: Curve
@@ -64,6 +65,8 @@ class Workload:
     twice: At | None = None
     late: At | None = None
     late_s: float = 60.0
+    nbytes: Callable[[Trial, int], int] = lambda trial, step: 1
+    damaged: Callable[[int, int], bool] | None = None
 
 
 @dataclass(slots=True)
@@ -78,10 +81,15 @@ class World:
     """How many steps were made."""
     repeated: int = 0
     """How many of them had been made before, by the same trial."""
+    _sizes: dict[tuple[int, int], int] = field(default_factory=dict)
     highest: dict[int, int] = field(default_factory=dict)
     """The highest step that each trial has made."""
     peak: int = 0
     """How many checkpoints there were at most at the same time."""
+    nbytes: int = 0
+    """How large all that are there are."""
+    peak_bytes: int = 0
+    quarantined: set[tuple[int, int]] = field(default_factory=set)
     away: dict[int, float] = field(default_factory=dict)
     """Workers that are lost, and when each is back."""
 
@@ -92,20 +100,33 @@ class World:
         self.repeated += max(min(step, highest) - after, 0)
         self.highest[trial] = max(step, highest)
 
-    def save(self, trial: int, step: int) -> None:
-        self.checkpoints.add((trial, step))
+    def save(self, trial: int, step: int, nbytes: int = 1) -> None:
+        if (trial, step) not in self.checkpoints:
+            self.checkpoints.add((trial, step))
+            self._sizes[trial, step] = nbytes
+            self.nbytes += nbytes
         self.peak = max(self.peak, len(self.checkpoints))
+        self.peak_bytes = max(self.peak_bytes, self.nbytes)
 
     def delete(self, trial: int, step: int) -> None:
-        self.checkpoints.discard((trial, step))
+        if (trial, step) in self.checkpoints:
+            self.checkpoints.remove((trial, step))
+            self.nbytes -= self._sizes.pop((trial, step), 0)
 
     def sweep(self, referenced: set[tuple[int, int]]) -> object:
-        self.checkpoints &= referenced
+        for trial, step in self.checkpoints - referenced:
+            self.delete(trial, step)
         return None
 
     def sweep_trial(self, trial: int, referenced: set[int]) -> object:
-        self.checkpoints = {(t, step) for t, step in self.checkpoints if t != trial or step in referenced}
-        return None
+        return self.sweep({(t, step) for t, step in self.checkpoints if t != trial or step in referenced})
+
+    def quarantine(self, trial: int, step: int) -> str | None:
+        if (trial, step) not in self.checkpoints:
+            return None
+        self.delete(trial, step)
+        self.quarantined.add((trial, step))
+        return f"quarantine/{trial}-{step}"
 
 
 @dataclass(slots=True)
@@ -158,6 +179,12 @@ class Simulation:
     def run(self, lease: Lease) -> None:
         if len(self._running) >= self._slots:
             raise AssertionError(f"lease {lease} was given out, but all {self._slots} slots are taken")
+        if self._is_damaged(lease):
+            message = f"checkpoint {lease.checkpoint} of trial {lease.donor} is damaged: made to be"
+            assert lease.checkpoint is not None
+            who = lease.trial.id, lease.attempt, lease.donor, lease.checkpoint
+            self._ready.append(Damaged(self._world.now, *who, message))
+            return
         worker, begun = self._place(lease)
         self._world.leases.append((lease, begun))
         zero, pace = min(begun, lease.origin), self._workload.pace(worker)
@@ -205,6 +232,13 @@ class Simulation:
         self._running.clear()
 
     # ------------------------------------------------------------------------------------------- workers, and time
+
+    def _is_damaged(self, lease: Lease) -> bool:
+        """Whether a lease would have to begin from a checkpoint that is damaged."""
+        damaged = self._workload.damaged
+        if damaged is None or lease.checkpoint is None or lease.trial.id in self._parked:
+            return False
+        return damaged(lease.donor, lease.checkpoint)
 
     def _place(self, lease: Lease) -> tuple[int, int]:
         """Which worker runs a lease, and from which step: where its trial is parked, else if possible where none is."""
@@ -290,9 +324,11 @@ class Simulation:
         reached = level >= lease.until
         saves = load.saves_at_end and (lease.last or reached or step >= load.stops)
         if saves or (load.saves is not None and load.saves(trial, step)):
-            self._world.save(trial.id, step)
+            self._world.save(trial.id, step, nbytes := load.nbytes(trial, step))
             saves = True
-        report = Report(step, level, running.metrics, at, f"{trial.id}/{step}" if saves else "")
+        else:
+            nbytes = 0
+        report = Report(step, level, running.metrics, at, f"{trial.id}/{step}" if saves else "", nbytes)
         said = Reported(at, trial.id, lease.attempt, (report,))
         self._ready.append(said)
         if load.twice is not None and load.twice(trial, step, lease.tries):

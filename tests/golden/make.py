@@ -23,6 +23,7 @@ from raytuner.checkpoints import CheckpointConfig, Store
 from raytuner.driver import Driver
 from raytuner.events import (
     Checkpointed,
+    Damaged,
     Drop,
     Ended,
     Event,
@@ -33,6 +34,7 @@ from raytuner.events import (
     Opened,
     Over,
     Proposed,
+    Quarantine,
     Reported,
     Retry,
     Slots,
@@ -68,24 +70,27 @@ class Mortal(Simulation):
         self._dies_at = dies_at
 
     def run(self, lease: Lease) -> None:
-        parked = lease.trial.id in self._parked
-        super().run(lease)
-        if lease.checkpoint is not None and not parked:
-            digest = self._store.verify(lease.donor, lease.checkpoint)
-            assert digest == lease.digest
-            self._ready.append(Loaded(self.now(), lease.trial.id, lease.attempt, lease.donor, lease.checkpoint, digest))
+        if lease.checkpoint is not None:
+            assert self._store.verify(lease.donor, lease.checkpoint) == lease.digest
+        super().run(replace(lease, digest=""))
 
     def wait(self, timeout_s: float | None) -> Sequence[Event]:
         if self.now() >= self._dies_at:
             raise Interrupted
-        return [self._published(event) if isinstance(event, Reported) else event for event in super().wait(timeout_s)]
+        return [self._as_stored(event) for event in super().wait(timeout_s)]
 
-    def _published(self, event: Reported) -> Reported:
-        reports = [
-            replace(report, checkpoint=publish(self._store, event.trial, report.step)) if report.checkpoint else report
-            for report in event.reports
-        ]
-        return replace(event, reports=reports)
+    def _as_stored(self, event: Event) -> Event:
+        if isinstance(event, Loaded):
+            return replace(event, digest=self._store.verify(event.source, event.step))
+        if isinstance(event, Reported):
+            return replace(event, reports=[self._published(event.trial, report) for report in event.reports])
+        return event
+
+    def _published(self, trial: int, report: Report) -> Report:
+        if not report.checkpoint:
+            return report
+        digest = publish(self._store, trial, report.step)
+        return replace(report, checkpoint=digest, nbytes=self._store.nbytes(trial, report.step))
 
 
 def train(config: dict[str, Any]) -> None:
@@ -170,7 +175,7 @@ def make_rows(root: Path) -> None:
         "$tuple": [1],
         "学": {"$float": "no"},
     }
-    report = Report(3, 2.5, {"loss": math.nan, "flag": True}, 8.0, checkpoint="e3b0c442" * 8)
+    report = Report(3, 2.5, {"loss": math.nan, "flag": True}, 8.0, checkpoint="e3b0c442" * 8, nbytes=2**40)
     rows: list[Row] = [
         Opened(1.0, 1),
         Slots(2.0, 4),
@@ -181,10 +186,12 @@ def make_rows(root: Path) -> None:
         Proposed(3.0, 0, Proposal(config, {"from": "prior", "scale": [0.1, math.inf]})),
         Proposed(4.0, 1, Wait()),
         Proposed(5.0, 1, Exhausted()),
-        Reported(6.0, 0, 1, (report, replace(report, step=4, checkpoint=""))),
-        Checkpointed(7.0, 0, 1, 3, {"loss": 0.1 + 0.2}, "e3b0c442" * 8),
+        Reported(6.0, 0, 1, (report, replace(report, step=4, checkpoint="", nbytes=0))),
+        Checkpointed(7.0, 0, 1, 3, {"loss": 0.1 + 0.2}, "e3b0c442" * 8, 2**40),
         Loaded(7.5, 0, 2, 0, 3, "e3b0c442" * 8),
         Drop(0, 3),
+        Damaged(7.75, 3, 1, 0, 3, "checkpoint …/000003 is damaged: weights: its size is 1 bytes, and was 2", 0.25),
+        Quarantine(0, 3),
         *(Ended(8.0, 0, 1, how, 9, 9.0, {"loss": -math.inf, "n": 2**60 + 1}, 4.5) for how in How),
         *(Failed(9.0, 0, 2, failure, "Traceback …\n  naïve", 0.5) for failure in Failure),
         Retry(0, 3),
