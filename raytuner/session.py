@@ -30,7 +30,7 @@ from raytuner.events import Damaged, Ended, Failed, How, Loaded
 from raytuner.mailbox import Frame, Leases, Outbox, Said, row_of
 from raytuner.objective import AUTOMATIC, Objective
 from raytuner.surroundings import Surroundings
-from raytuner.trial import Failure, Lease, Slot
+from raytuner.trial import END, Failure, Lease, Slot
 
 _log = logging.getLogger(__name__)
 
@@ -44,11 +44,11 @@ class Rules:
     """What a process must know of the study to run its trials.
 
     ``stop``: metric names and the value at which a trial ends (at or above, as in Ray). ``time_attr``: the metric that
-    ``until`` is measured in. ``checkpoint_every``: steps between checkpoints asked for by `should_checkpoint`
-    (0: only at the ends of leases). ``grace_s``: how long an unwound function may take to return. ``objective``: the
-    first report must hold its metric, and no report may hold one that cannot be ranked. ``checkpoint_at_end``: class
-    trainables save where they end. ``chdir``: a working directory for each trial; ``stdout``, ``stderr``: files in it
-    for what it prints.
+    ``until`` is measured in. ``checkpoint_every``, ``checkpoint_interval_s``: steps, and seconds, between checkpoints
+    that `should_checkpoint` asks for (0, None: only where leases may end). ``grace_s``: how long an unwound function
+    may take to return. ``objective``: the first report must hold its metric, and no report may hold one that cannot be
+    ranked. ``checkpoint_at_end``: class trainables save where they end. ``chdir``: a working directory for each trial;
+    ``stdout``, ``stderr``: files in it for what it prints.
     """
 
     checkpoints: Path
@@ -62,6 +62,7 @@ class Rules:
     stdout: str | None = None
     stderr: str | None = None
     slot: Slot = field(default_factory=Slot)
+    checkpoint_interval_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,8 @@ class Session:
         self._around = Surroundings(folder, rules.chdir, rules.stdout, rules.stderr)
         self._step = self._origin = lease.checkpoint or 0
         self._level = float(self._step) if rules.time_attr == "training_iteration" else -math.inf
+        self._stride: float | None = None  # from one report's level to the next, at most so far
+        self._saved = time.monotonic()  # when the last checkpoint was made, or the function began
         self._last: Said | None = None
         self._resumed = self._before = time.monotonic()
         self._frame = Frame(lease, self._origin, 0.0, place)
@@ -178,14 +181,13 @@ class Session:
         """`report` for class trainables, whose checkpoint is made when it is known whether this report needs one."""
         said = self._take(metrics)
         ends = How.RETURNED if done else How.STOPPED if self._stops(said) else None
-        every = self._rules.checkpoint_every
         unwinds = self._leases.unwound  # if that comes later, it ends after the next report, which is saved
         needed = (
             wants_checkpoint
             or unwinds
             or self.lease.save
             or said[2] >= self.lease.until
-            or (every > 0 and said[1] % every == 0)
+            or self._is_due(said[1])
             or (ends is not None and self._rules.checkpoint_at_end)
         )
         if needed:
@@ -206,15 +208,32 @@ class Session:
             self._park()
 
     def should_checkpoint(self) -> bool:
-        """Whether the next report wants a checkpoint: the lease may end there, the trial may go on with other resources
-        from there, or ``checkpoint_frequency`` says so."""
+        """Whether the next report wants a checkpoint: the trial may come to its rung there, to be paused or forked, or
+        to its end; it was told to end; it may go on with other resources from there; or one is due."""
         step = self._step + 1
-        every = self._rules.checkpoint_every
-        last = min(self.lease.until, self._rules.stop.get("training_iteration", self.lease.until))
-        # With another time_attr it is not known, before it is made, whether the next report ends the lease.
-        wanted = (every and step % every == 0) or self._rules.time_attr != "training_iteration" or step >= last
-        self._declined = not (self._leases.unwound or wanted or self.lease.save)
-        return not self._declined
+        wanted = self._leases.unwound or self.lease.save or self._may_end(step) or self._is_due(step)
+        self._declined = not wanted
+        return wanted
+
+    def _is_due(self, step: int) -> bool:
+        """Whether so many steps, or seconds, have gone by."""
+        every, interval_s = self._rules.checkpoint_every, self._rules.checkpoint_interval_s
+        if every > 0 and step % every == 0:
+            return True
+        return interval_s is not None and time.monotonic() - self._saved >= interval_s
+
+    def _may_end(self, step: int) -> bool:
+        """Whether the lease may end with the report of this step, which is yet to be made."""
+        until, stop, name = self.lease.until, self._rules.stop, self._rules.time_attr
+        if step >= stop.get("training_iteration", END):
+            return True
+        if name == "training_iteration":
+            return step >= until
+        last = min(until, stop.get(name, END))
+        if last >= END:
+            return False
+        # How far the next report leads is not known: no more than twice as far as any did before.
+        return self._stride is None or self._level + 2 * self._stride >= last
 
     def _take(self, metrics: Mapping[str, Any]) -> Said:
         """Check what the user said, so far without a checkpoint; nothing has happened if this raises."""
@@ -234,11 +253,14 @@ class Session:
         digest = self._store.publish(Path(checkpoint.path), self.lease.trial.id, step, self.lease.attempt)
         self.checkpoint = Checkpoint(self._store.path(self.lease.trial.id, step))
         self._frame.nbytes[step] = self._store.nbytes(self.lease.trial.id, step)
+        self._saved = time.monotonic()
         return digest
 
     def _tell(self, said: Said) -> None:
         """A report is made: it is sent, and counts."""
         first = self._last is None
+        if self._level > -math.inf:
+            self._stride = max(self._stride or 0.0, said[2] - self._level)
         self._step, self._level, self._last = said[1], said[2], said
         self._before = self._resumed + said[5]
         self._outbox.report(said)
@@ -490,7 +512,8 @@ def get_checkpoint() -> Checkpoint | None:
 
 
 def should_checkpoint() -> bool:
-    """Whether the report that comes next should carry a checkpoint, because the trial may be paused or ended there."""
+    """Whether the report that comes next should carry a checkpoint: the trial may be paused, forked or ended there, or
+    ``checkpoint_frequency`` steps, or ``checkpoint_interval_s`` seconds, have gone by."""
     return _session("should_checkpoint").should_checkpoint()
 
 

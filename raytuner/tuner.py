@@ -376,6 +376,7 @@ class Tuner:
             self._config.chdir_to_trial_dir,
             *self._run.log_files,
             slot=self._slot if isinstance(self._slot, Slot) else Slot(),
+            checkpoint_interval_s=self._run.checkpoint_config.checkpoint_interval_s,
         )
         if self._inline:
             from raytuner.executors.inline import Inline
