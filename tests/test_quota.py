@@ -7,13 +7,17 @@ for each slot here, since trials save where their leases end, or every so often.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import os
+import threading
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import raytuner as tune
 from raytuner.actions import Fork, Resume, Start
+from raytuner.checkpoints import Janitor, Store
 from raytuner.driver import Driver
 from raytuner.events import Checkpointed, Drop, How, Over
 from raytuner.executors.simulate import Simulation, Workload, World
@@ -358,3 +362,85 @@ def test_it_is_said_once_that_a_quota_is_too_small(fast_path: Path, caplog: pyte
         live(fast_path / "paused", HyperBandScheduler(max_t=9), CheckpointConfig(quota_count=2), 12, 1, load)
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith("the quota is so small that trial "), said
+
+
+def test_what_a_trial_that_is_over_published_unheard_is_gone(fast_path: Path) -> None:
+    """It died of what it did after it had published: nobody heard of that, and nobody would ever run it again."""
+    world = Watched()
+
+    def dies(trial: Trial, step: int, tries: int) -> Failure | None:
+        if step < 3:
+            return None
+        world.checkpoints.add((trial.id, 99))
+        return Failure.ERROR
+
+    study = Study(Objective("loss"), FIFOScheduler().build(0), 4, Retries(max_failures=1), CheckpointConfig())
+    world.study = study
+    simulation = Simulation(world, Workload(loss, fault=dies, saves=lambda trial, step: True), 2)
+    journal = Journal(fast_path)
+    Driver(study, RandomSearch().build(Space(LR), 0), journal, world, simulation).run(simulation)
+    journal.close()
+    assert {entry.state for entry in study.ledger.values()} == {State.FAILED}
+    assert world.checkpoints == {(trial, step) for trial in range(4) for step in (1, 2)}
+
+
+def test_with_a_quota_deletion_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that nothing doomed lies there while others publish."""
+    store = Store(tmp_path / "checkpoints")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "weights").write_text("1")
+    for step in (1, 2):
+        store.publish(tmp_path / "state", 0, step, 1)
+    assert store.nbytes(0, 1) == 1
+    begun, goes_on = threading.Event(), threading.Event()
+    hide = store.hide
+
+    def late(trial: int, step: int) -> str | None:
+        begun.set()
+        assert goes_on.wait(30)
+        return hide(trial, step)
+
+    monkeypatch.setattr(store, "hide", late)
+    janitor = Janitor(store, prompt=True)
+    deleting = threading.Thread(target=janitor.delete, args=(0, 1))
+    deleting.start()
+    assert begun.wait(30)
+    assert deleting.is_alive()
+    goes_on.set()
+    deleting.join(30)
+    assert os.listdir(tmp_path / "checkpoints" / "000000") == ["000002"]
+    goes_on.clear()
+    patient = Janitor(store)
+    patient.delete(0, 2)  # returns at once
+    assert store.steps(0) == [2]
+    goes_on.set()
+    patient.close()
+    janitor.close()
+    assert store.steps(0) == []
+
+
+def test_studies_know_whether_they_have_a_quota(tmp_path: Path) -> None:
+    """Those recorded before there were any are as they were; another quota is another study."""
+    what = {
+        name: value
+        for name, value in asdict(CheckpointConfig(num_to_keep=2)).items()
+        if name not in ("num_to_keep_in_study", "quota_count", "quota_bytes", "checkpoint_interval_s")
+    }
+
+    def tuner(**keep: Any) -> tune.Tuner:
+        run = tune.RunConfig(name="study", storage_path=tmp_path, checkpoint_config=CheckpointConfig(**keep), verbose=0)
+        return tune.Tuner(trains_nothing, param_space=LR, run_config=run, executor="inline")
+
+    first = tuner(num_to_keep=2)
+    first._folder.create({**first._describe(), "checkpoint_config": what, "seed": 3})
+    assert tuner(num_to_keep=2)._known_seed() == 3
+    with pytest.raises(ValueError, match=r"checkpoint_config: .*'quota_count': None.* became .*'quota_count': 5"):
+        tuner(num_to_keep=2, quota_count=5)._known_seed()
+    restored = tune.Tuner.restore(tmp_path / "study", trains_nothing, executor="inline")
+    assert restored._run.checkpoint_config == CheckpointConfig(num_to_keep=2)
+    assert restored._janitor()._prompt is False
+    assert tuner(quota_bytes=5)._janitor()._prompt is True
+
+
+def trains_nothing(config: Any) -> None:
+    tune.report({"loss": 1.0})
