@@ -447,7 +447,14 @@ def _may_be_torn(tables: Sequence[_Table], whole: int) -> None:
 
 
 def _must_be_whole(events: Sequence[Turn], reports: Sequence[Turn]) -> int:
-    """How many turns there are; raise if one is missing, or a half of one."""
+    """How many turns there are; raise if one is missing, or a half of one, or is of other columns."""
+    for turns, own in ((events, JOURNAL), (reports, REPORTS)):
+        for turn in turns:
+            schema = turn.batch.schema
+            metrics = schema.names[len(own) :]
+            known = all(name.startswith(METRIC) for name in metrics) and not (metrics and own is JOURNAL)
+            if not known or list(schema)[: len(own)] != list(own):
+                raise DamagedSegment(f"{turn.path} has other columns than belong there: {', '.join(schema.names):.500}")
     whole = _whole(events, reports)
     if late := [turn for turn in (*events, *reports) if turn.number >= whole]:
         raise DamagedSegment(f"{late[0].path} has turn {late[0].number}, but of turn {whole} a part is missing")

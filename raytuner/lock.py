@@ -40,6 +40,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from raytuner.durable import make_folders
+from raytuner.folder import NoStudy
 from raytuner.storage import Place
 
 _log = logging.getLogger(__name__)
@@ -145,7 +146,9 @@ class FileLock(_Held):
     def _locked(self, mount: Mount) -> int:
         """The file that lies there, locked."""
         while True:
-            file = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
+            if self._path.is_symlink():
+                raise NoStudy(f"{self._path} is a symbolic link, which is not followed")
+            file = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o644)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self._is(file):  # else it was removed, or replaced, before we had it
@@ -182,12 +185,12 @@ class FileLock(_Held):
     def _holder(self) -> str:
         try:
             return _shown(json.loads(self._path.read_text()), time.time() - self._path.stat().st_mtime)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return "another process"
 
     def _believe(self, dead_after_s: float) -> None:
         """Where locks might be one host's matter: refuse if the last holder is on another one, and its heart beats."""
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             holder = json.loads(os.pread(self._file, 1 << 16, 0))
             beaten = os.fstat(self._file).st_mtime
             os.utime(self._root)  # the file system's clock need not be ours
@@ -347,7 +350,7 @@ class ObjectLock(_Held):
     def _read(self, name: str) -> dict[str, Any]:
         try:
             found = json.loads((self._folder / f"{name}.json").read())
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
@@ -398,7 +401,8 @@ def _who() -> dict[str, Any]:
 
 def _shown(holder: Mapping[str, Any], age_s: float | None) -> str:
     heard = "" if age_s is None else f", last heard of {max(0.0, age_s):.0f} s ago"
-    return f"process {holder['pid']} on {holder['host']}, since {holder['since']}{heard}"
+    pid, host, since = (f"{holder[name]!s:.80}" for name in ("pid", "host", "since"))
+    return f"process {pid} on {host}, since {since}{heard}"
 
 
 def _machine() -> str:

@@ -45,7 +45,7 @@ MANY = 1000
 """Of more objects than these a new driver writes one that holds all of them."""
 
 _KEY = b"raytuner-object"
-_NAME = re.compile(r"(\d{6,}-[0-9a-f]{8})-(\d{8})\.arrow")
+_NAME = re.compile(r"(\d{6,18}-[0-9a-f]{8})-(\d{8})\.arrow")
 _AT_ONCE = 32  # objects that are fetched at the same time
 
 
@@ -223,8 +223,9 @@ class _Found:
         newest = max(there)
         self.counts = {**self._said_after(newest), newest: len(there[newest])}
         for epoch, count in self.counts.items():
-            if missing := set(range(count)) - there.get(epoch, set()):
-                raise DamagedSegment(f"{self.folder} lacks {_name(epoch, min(missing))}")
+            missing = next((number for number in range(count) if number not in there.get(epoch, ())), None)
+            if missing is not None:
+                raise DamagedSegment(f"{self.folder} lacks {_name(epoch, missing)}")
 
     def _said_after(self, epoch: str) -> dict[str, int]:
         """What counted when an epoch began."""
@@ -271,7 +272,7 @@ def _said(streams: Sequence[tuple[pa.Schema, Sequence[Turn]]], place: Place) -> 
 def _metadata(schema: pa.Schema, place: Place) -> Mapping[str, Any]:
     try:
         said = json.loads((schema.metadata or {})[_KEY])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         said = None
     if not isinstance(said, dict) or said.get("table") not in ("journal", "reports"):
         raise DamagedSegment(f"{place} is damaged: it does not say what it is")

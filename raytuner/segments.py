@@ -28,7 +28,8 @@ from raytuner.storage import Place
 
 _KEY = b"raytuner"
 _MARK = re.compile(rb"size=(\d{10}) crc32=([0-9a-f]{8}) turn=(-?\d+) joint=([01])")
-_EPOCH = re.compile(rb"number=(\d+) nonce=([0-9a-f]*) since=(\d+)")
+_EPOCH = re.compile(rb"number=(\d{1,18}) nonce=([0-9a-f]{0,64}) since=(\d{1,18})")
+_EXTENSION = b"ARROW:extension:name"
 _START = b"\xff\xff\xff\xff"
 _ZEROS = b"0" * 8
 _BUFFER = 1 << 16
@@ -190,14 +191,21 @@ def read_streams(raw: bytes, place: Place) -> list[tuple[pa.Schema, list[Turn]]]
         if found is None:
             raise DamagedSegment(f"{place} is damaged at byte {offset}: what stands there is not what was written")
         size, turn, joint = found
-        message = pa.ipc.read_message(pa.py_buffer(raw).slice(offset, size))
-        if message.type == "schema":
-            streams.append((pa.ipc.read_schema(message), []))
-        elif message.type != "record batch" or not streams:
-            raise DamagedSegment(f"{place} is damaged at byte {offset}: a schema belongs there, not {message.type}")
-        else:
-            schema, turns = streams[-1]
-            turns.append(Turn(turn, joint, pa.ipc.read_record_batch(message, schema), place, offset))
+        try:
+            message = pa.ipc.read_message(pa.py_buffer(raw).slice(offset, size))
+            if message.type == "schema":
+                if _EXTENSION in raw[offset : offset + size]:  # before Arrow makes it: some are pickles
+                    raise DamagedSegment(f"{place} has a column of an Arrow extension type, which is never read")
+                streams.append((pa.ipc.read_schema(message), []))
+            elif message.type == "record batch" and streams:
+                schema, turns = streams[-1]
+                batch = pa.ipc.read_record_batch(message, schema)
+                batch.validate(full=True)  # a checksum does not say that what it covers makes sense
+                turns.append(Turn(turn, joint, batch, place, offset))
+            else:
+                raise DamagedSegment(f"{place} is damaged at byte {offset}: a schema belongs there, not {message.type}")
+        except (pa.ArrowException, OSError) as error:
+            raise DamagedSegment(f"{place} is damaged at byte {offset}: {error}") from None
         offset += size
     return streams
 

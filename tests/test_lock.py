@@ -22,6 +22,7 @@ import pytest
 
 from raytuner import segments
 from raytuner.events import Opened, Ticked
+from raytuner.folder import NoStudy
 from raytuner.journal import Journal, Row, read
 from raytuner.lock import FileLock, Mount, StudyInUse, StudyTaken, mount_of
 from raytuner.segments import DamagedSegment
@@ -255,6 +256,7 @@ ZOMBIE = """
 import sys
 from pathlib import Path
 from raytuner.events import Opened, Ticked
+from raytuner.folder import NoStudy
 from raytuner.journal import Journal
 from raytuner.lock import FileLock, StudyTaken
 
@@ -376,3 +378,11 @@ def test_a_holder_on_another_host_is_believed_while_its_heart_beats(dead: bool, 
     else:
         with pytest.raises(StudyInUse, match=r"process 7 on another-host.*its place is free 30 s after"):
             FileLock(tmp_path)
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("keep")
+    (tmp_path / "lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(NoStudy, match="lock is a symbolic link, which is not followed"):
+        FileLock(tmp_path)
+    assert (tmp_path / "mine").read_text() == "keep"

@@ -15,14 +15,15 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from raytuner import objects as objects_module
 from raytuner.events import Finish, Opened, Ticked
-from raytuner.journal import Journal, Row, is_complete, read
+from raytuner.journal import JOURNAL, Journal, Row, is_complete, read
 from raytuner.lock import ObjectLock, StudyInUse, StudyTaken
 from raytuner.objects import ObjectLog
-from raytuner.segments import DamagedSegment
+from raytuner.segments import DamagedSegment, Messages
 from raytuner.storage import Place
 from raytuner.trial import Reports
 from tests.s3 import objects, s3, s3_server  # noqa: F401
@@ -493,6 +494,74 @@ def test_an_object_in_anothers_place_is_named(finished: Place) -> None:
         with pytest.raises(DamagedSegment):
             read(finished)
         (finished / "journal" / name).write(whole[name])
+
+
+class Hostile(pa.ExtensionType):
+    def __init__(self) -> None:
+        super().__init__(pa.int64(), "hostile")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage: pa.DataType, raw: bytes) -> Hostile:
+        raise AssertionError("what stands in an object was run")
+
+
+EVENT = pa.RecordBatch.from_pylist([], JOURNAL)
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        (lambda said: {**said, "after": {"000000-00000000": 10**12}}, "lacks 000000-00000000-00000000"),
+        (lambda said: {**said, "after": {"000009-00000000": 1}}, "does not say what came before"),
+        (lambda said: {**said, "after": [1]}, "does not say what came before"),
+        (lambda said: {**said, "table": "../x"}, "does not say what it is"),
+        (lambda said: {**said, "batches": 7}, "it has 1 batches, and says of itself"),
+        (lambda said: [], "does not say what it is"),
+        (lambda said: deep(), "does not say what it is"),
+    ],
+)
+def test_hostile_objects_are_refused(change: Callable[[Any], Any], wrong: str, finished: Place) -> None:
+    epoch = "000007-00000000"
+    said = {"epoch": epoch, "number": 0, "batches": 1, "table": "journal", "after": {}}
+    changed = change(said)
+    text = changed if isinstance(changed, str) else json.dumps(changed)
+    place(finished, epoch).write(sealed(EVENT, text))
+    with pytest.raises(DamagedSegment, match=wrong):
+        read(finished)
+
+
+@pytest.mark.parametrize("table", ["journal", "reports"])
+def test_hostile_columns_are_refused(table: str, finished: Place) -> None:
+    said = json.dumps({"epoch": "000007-00000000", "number": 0, "batches": 1, "table": table, "after": {}})
+    other = pa.RecordBatch.from_pydict({"x": [1]})
+    place(finished, "000007-00000000").write(sealed(other, said))
+    with pytest.raises(DamagedSegment, match="has other columns than belong there: x"):
+        read(finished)
+    column = pa.ExtensionArray.from_storage(Hostile(), pa.array([1]))
+    pa.register_extension_type(Hostile())
+    try:
+        hostile = pa.RecordBatch.from_arrays([column], names=["x"])
+        place(finished, "000007-00000000").write(sealed(hostile, said))
+        with pytest.raises(DamagedSegment, match="of an Arrow extension type, which is never read"):
+            read(finished)
+    finally:
+        pa.unregister_extension_type("hostile")
+
+
+def place(root: Place, epoch: str) -> Place:
+    return root / f"journal/{epoch}-00000000.arrow"
+
+
+def deep() -> str:
+    return "[" * 100_000 + "]" * 100_000
+
+
+def sealed(batch: pa.RecordBatch, said: str) -> bytes:
+    messages = Messages(batch.schema, {b"raytuner-object": said.encode()})
+    return messages.head + messages.batch(batch, 0, False)
 
 
 def test_objects_that_are_not_ours_are_passed_over(finished: Place) -> None:
