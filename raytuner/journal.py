@@ -111,7 +111,7 @@ class Journal:
 
     def rows(self) -> Iterator[Row]:
         """What was recorded before this journal was opened, in order."""
-        return _rows(self._before[0])
+        return rows_of(self._before[0])
 
     def last_steps(self) -> dict[int, int]:
         """The highest step that each trial had reported when this journal was opened."""
@@ -231,7 +231,7 @@ def is_complete(root: Path) -> bool:
     turns = read_segment(segments[-1], last=True)[0] if segments else []
     if not turns:
         return False
-    rows = list(_rows(turns[-1:]))
+    rows = list(rows_of(turns[-1:]))
     if not (isinstance(rows[-1], Finish) and rows[-1].complete):
         return False
     return not turns[-1].joint or bool(read(root).rows[-1:] == rows[-1:])  # its other half may be missing
@@ -255,10 +255,11 @@ def read(root: Path) -> Record:
     whole = _whole(events, reports)
     _may_be_cut([turn for turn in events if turn.number >= whole], whole)  # the reports may have grown meanwhile
     batches = [turn.batch for turn in reports if turn.number < whole]
-    return Record(list(_rows([turn for turn in events if turn.number < whole])), _one_table(batches))
+    return Record(list(rows_of([turn for turn in events if turn.number < whole])), _one_table(batches))
 
 
-def _rows(turns: Sequence[Turn]) -> Iterator[Row]:
+def rows_of(turns: Sequence[Turn]) -> Iterator[Row]:
+    """The rows of turns of the journal, in order."""
     table = pa.Table.from_batches([turn.batch for turn in turns], JOURNAL)
     return (_decode(row) for row in table.to_pylist())
 

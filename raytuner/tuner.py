@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raytuner.budget import TimeBudget
+from raytuner.callback import Callback, checked_callbacks
 from raytuner.checkpoints import CheckpointConfig, Janitor, Store
 from raytuner.folder import Folder, Lock, NoStudy
 from raytuner.interrupts import Interrupts
@@ -42,6 +43,7 @@ from raytuner.trial import Config, Slot
 from raytuner.work import Work
 
 if TYPE_CHECKING:
+    from raytuner.delivery import Deliveries
     from raytuner.events import Finish
     from raytuner.executors.inline import Inline
     from raytuner.executors.ray_actors import RayActors
@@ -148,6 +150,11 @@ class RunConfig:
     (True), to one file of this name (a string), or to two (a pair). ``runtime_env``: Ray's, for the trials' processes.
     ``stop_grace_s``: how many seconds a trial that was told to stop has for the step it is in and for returning;
     after that its process is killed.
+
+    ``callbacks``: `Callback`s, ours or Ray's, that hear how the study goes, each in a thread of its own, beside the
+    study and never in its way; see `raytuner.callback`, and `raytuner.logger` for loggers. ``callback_deadline_s`` (not
+    in Ray): how many seconds they have at the end for what they have not yet heard; the rest is told when the study is
+    run or resumed again, or by ``raytuner sync``.
     """
 
     name: str | None = None
@@ -159,6 +166,8 @@ class RunConfig:
     log_to_file: bool | str | tuple[str, str] = False
     runtime_env: Mapping[str, Any] | None = None
     stop_grace_s: float = 10.0
+    callbacks: Sequence[Callback] | None = None
+    callback_deadline_s: float = 10.0
 
     def __post_init__(self) -> None:
         for name, kind in (("failure_config", FailureConfig), ("checkpoint_config", CheckpointConfig)):
@@ -181,6 +190,8 @@ class RunConfig:
             raise ValueError(f"storage_path must be a local folder, got {str(self.storage_path)!r}")
         _whole("verbose", self.verbose, least=0, or_else=0)
         _seconds("stop_grace_s", self.stop_grace_s)
+        checked_callbacks(self.callbacks)
+        _seconds("callback_deadline_s", self.callback_deadline_s)
         if self.runtime_env is not None and not isinstance(self.runtime_env, Mapping):
             raise TypeError(f"runtime_env must be a dict such as {{'env_vars': {{…}}}}, got {self.runtime_env!r:.80}")
         _ = self.log_files
@@ -283,24 +294,31 @@ class Tuner:
             seed = self._known_seed()
             if seed is None or not is_complete(self._folder.root):
                 self._live(seed)
+            elif self._run.callbacks:
+                self._tell_the_rest()
         return ResultGrid(self._folder.root)
 
     def _live(self, seed: int | None) -> None:
         """One driver's life. The trials' processes warm up while the study is prepared."""
+        callbacks = self._deliveries()
         executor = self._start()
         interrupts = Interrupts()
         finish = None
         try:
             with interrupts:
-                finish = self._drive(executor, self._begin() if seed is None else seed, lambda: interrupts.asked)
+                seed = self._begin() if seed is None else seed
+                finish = self._drive(executor, seed, lambda: interrupts.asked, callbacks)
                 executor.close()
+                self._wait_for(callbacks, interrupts)
         except KeyboardInterrupt:
+            callbacks.close(0)
             executor.close(at_once=True)
             if finish is None or not finish.complete:
                 self._tell_how_to_go_on("Left at once.")
             raise SystemExit(interrupts.status or 130) from None
         except BaseException:
             executor.close(at_once=True)
+            callbacks.close(self._run.callback_deadline_s)
             raise
         if finish.complete:
             return
@@ -324,8 +342,39 @@ class Tuner:
             raise SystemExit(interrupts.status)
         return executor
 
-    def _drive(self, executor: RayActors | Inline, seed: int, asked: Callable[[], str | None]) -> Finish:
-        from raytuner.driver import Driver
+    def _deliveries(self) -> Deliveries:
+        """What tells the callbacks."""
+        from raytuner.delivery import Deliveries
+
+        setup = {
+            "stop": self._run.stop,
+            "num_samples": self._config.num_samples,
+            "total_num_samples": self._trials,
+            "time_budget_s": self._config.budget_s,
+        }
+        return Deliveries(self._run.callbacks or (), self._folder, name_of(self._train), setup)
+
+    def _wait_for(self, callbacks: Deliveries, interrupts: Interrupts) -> None:
+        """Give the callbacks their time; a Ctrl-C that is not yet obeyed calls it off."""
+        obeyed = interrupts.asked
+        callbacks.close(self._run.callback_deadline_s, lambda: interrupts.asked != obeyed)
+
+    def _tell_the_rest(self) -> None:
+        """Tell the callbacks what they have not yet heard of a study that is over."""
+        from raytuner.delivery import durable_end
+
+        callbacks, interrupts = self._deliveries(), Interrupts()
+        try:
+            with interrupts:
+                callbacks.wake(durable_end(self._folder.root))
+                self._wait_for(callbacks, interrupts)
+        finally:
+            callbacks.close(0)
+
+    def _drive(
+        self, executor: RayActors | Inline, seed: int, asked: Callable[[], str | None], callbacks: Deliveries
+    ) -> Finish:
+        from raytuner.driver import Driver, Listener
         from raytuner.executors.inline import Inline
         from raytuner.journal import Journal
         from raytuner.progress import Progress
@@ -342,13 +391,16 @@ class Tuner:
             limit_s=None if budget is None else lambda: budget.left_s(clock.now()),
         )
         with closing(Journal(self._folder.root)) as journal, closing(Janitor(Store(self._folder.checkpoints))) as shelf:
+            listeners: list[Listener] = [progress] if self._run.verbose else []
+            if self._run.callbacks:
+                listeners.append(lambda *turn: callbacks.wake(journal.turn))
             driver = Driver(
                 study,
                 self._search.build(self._space, seed),
                 journal,
                 shelf,
                 clock,
-                [progress] if self._run.verbose else [],
+                listeners,
                 Watch(next(self._stop_rules)) if is_rule(self._run.stop) else None,
                 budget,
             )
