@@ -245,4 +245,8 @@ def _callback(name: str) -> Any:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"--callback {name}: {error}") from error
     made: Any = found
-    return made if not isinstance(made, type) and hasattr(made, "on_trial_result") else made()
+    if not isinstance(made, type) and hasattr(made, "on_trial_result"):
+        return made
+    if not callable(made):
+        raise ValueError(f"--callback {name} is no callback, nor does it make one: {made!r:.80}")
+    return made()

@@ -32,7 +32,7 @@ class TrialView:
     ``trial_id``: its number, as text. ``config``, ``evaluated_params``: its configuration, nested and with names joined
     by ``/``. ``status``: RUNNING, PAUSED, TERMINATED or ERROR. ``last_result``: its last report that was told of.
     ``checkpoint``: its newest one, None if there is none, or none any more. ``num_failures``: how many attempts failed.
-    ``local_path``, ``path``: ``logs/<trial>`` in the study's folder, where loggers write; it is made when it is asked for.
+    ``local_path``, ``path``: ``logs/<trial>`` in the study's folder, where loggers write; made when it is asked for.
     ``parent``: the trial it was forked from. `str` is the trainable's name and the trial's number.
     """
 
