@@ -37,7 +37,8 @@ class Callback:
         total_num_samples: int | None = None,
         **info: Any,
     ) -> None:
-        """Called before the first other call in each process. If it raises, nothing is told in this process."""
+        """Called before the first other call of each run (each `Tuner.fit`, each `sync`). If it raises, nothing is told
+        in that run."""
 
     def on_step_begin(self, iteration: int, trials: list[TrialView], **info: Any) -> None:
         """A turn of the driver's loop is about to be told."""
@@ -46,7 +47,7 @@ class Callback:
         """It was told."""
 
     def on_trial_start(self, iteration: int, trials: list[TrialView], trial: TrialView, **info: Any) -> None:
-        """A trial has its configuration and is about to run. Called once in each process for each trial that is told of
+        """A trial has its configuration and is about to run. Called once in each run for each trial that is told of
         there, before all else about it; not again where it goes on after a pause or a failure."""
 
     def on_trial_restore(self, iteration: int, trials: list[TrialView], trial: TrialView, **info: Any) -> None:
@@ -80,7 +81,7 @@ class Callback:
         """The study is over, or has ended early and can be resumed; nothing more was recorded when this is called."""
 
     def get_state(self) -> dict[str, Any] | None:
-        """What the callback must know to go on in another process: numbers, text, lists, dicts. None: nothing."""
+        """What the callback must know to go on in another run: numbers, text, lists, dicts. None: nothing."""
         return None
 
     def set_state(self, state: dict[str, Any]) -> None:

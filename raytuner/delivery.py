@@ -241,9 +241,10 @@ class _Courier:
         self._cursor = Cursor(folder.root)
         self._retelling = Retelling(folder, trainable, _checkpoints_for(callback))
         self._set_up: bool | None = None  # None: not tried
-        self._started: set[TrialView] = set()  # in this process
+        self._started: set[TrialView] = set()  # in this run
         self._logged: set[tuple[str, str]] = set()
         self._lock = threading.Lock()  # of the file
+        self._opened = False
         self._left = False
         self._kept: tuple[Place, Any] | None = None
         self._kept_at = time.monotonic()
@@ -268,6 +269,7 @@ class _Courier:
                 end,
             )
             self._place = Place(end)
+        self._opened = True
         self.keep()
 
     def deliver(self, end: int, left: Callable[[], bool]) -> bool:
@@ -314,7 +316,7 @@ class _Courier:
 
     def _write(self) -> None:
         now = self._place, self._state
-        if self._left or now == self._kept:
+        if not self._opened or self._left or now == self._kept:
             return
         kind = type(self.callback)
         what = {
