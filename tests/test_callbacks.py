@@ -499,13 +499,15 @@ def test_drivers_and_callbacks_that_die_at_random_miss_nothing(
         return found
 
     life_end: int | None = None
-    lives: dict[int, list[Any]] = {}
+    lives: list[tuple[Life, list[Any]]] = []
 
     def commit_and_tell(life: Life, rows: Any, reports: Any) -> None:
         nonlocal life_end
         commit(life, rows, reports)
         life_end = life.journal.turn
-        for courier in lives.setdefault(id(life), couriers() if id(life) not in lives else []):
+        if not lives or lives[-1][0] is not life:
+            lives.append((life, couriers()))
+        for courier in lives[-1][1]:
             courier.deliver(life.journal.turn, lambda: False)
 
     monkeypatch.setattr(Life, "commit", commit_and_tell)
@@ -520,6 +522,8 @@ def test_drivers_and_callbacks_that_die_at_random_miss_nothing(
             break
         except Died:
             continue
+    for each in loggers:
+        each.on_experiment_end([])
     assert deaths > 10
 
     table = read(fast_path).reports
