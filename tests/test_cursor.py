@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -115,6 +116,29 @@ def test_new_segments_and_one_whose_writer_died_at_once(tmp_path: Path) -> None:
     (last,) = cursor.read(4)
     assert last.rows == [Opened(1.0, 2)]
     check([*Cursor(tmp_path).read(4)], tmp_path)
+
+
+def test_what_is_not_durable_may_be_made_anew(tmp_path: Path) -> None:
+    """Turns that it was not told of are cut off, one of them with its whole segment, and written otherwise."""
+    journal, cursor = Journal(tmp_path), Cursor(tmp_path)
+    journal.commit([Ticked(0.0)], [said(0, 1, loss=1.0)])
+    sizes = {path: path.stat().st_size for path in tmp_path.glob("*/*.arrow")}
+    journal.commit([Ticked(1.0)], [said(0, 2, loss=1.0, gone=2.0)])
+    journal.close()
+    assert [each.turn for each in cursor.read(1)] == [0]
+    for path in tmp_path.glob("*/*.arrow"):
+        if path in sizes:
+            os.truncate(path, sizes[path])
+        else:
+            path.unlink()
+    journal = Journal(tmp_path)
+    journal.commit([Ticked(9.0)], [said(0, 2, loss=3.0)])
+    journal.close()
+    (happened,) = cursor.read(2)
+    assert happened.rows == [Ticked(9.0)]
+    assert happened.reports is not None
+    assert happened.reports.select(["metric:loss"]).to_pylist() == [{"metric:loss": 3.0}]
+    assert happened.reports.num_columns == 7
 
 
 def test_damage_and_what_is_not_there(tmp_path: Path) -> None:
