@@ -39,6 +39,7 @@ _log = logging.getLogger(__name__)
 _FORMAT = 1
 _KEEP_EVERY_S = 1.0  # how far a callback got
 _LOOK_EVERY_S = 0.05  # whether a wait was called off
+_GATHER_S = 0.1  # turns that come meanwhile are read together: to read each by itself would keep the loop's CPU busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,7 @@ class _Thread:
         self._courier = courier
         self._end = 0
         self._news = threading.Event()
-        self._finishing = False
+        self._finishing = threading.Event()
         self._left = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"raytuner-callback-{self.name}", daemon=True)
@@ -192,7 +193,7 @@ class _Thread:
 
     def finish(self) -> None:
         """No more turns will come."""
-        self._finishing = True
+        self._finishing.set()
         self._news.set()
 
     def wait(self, timeout_s: float) -> bool:
@@ -211,8 +212,9 @@ class _Thread:
         try:
             self._courier.open(self._end)
             while self._courier.deliver(self._end, lambda: self._left):
-                if self._finishing and not self._news.is_set():
+                if self._finishing.is_set() and not self._news.is_set():
                     break
+                self._finishing.wait(_GATHER_S)
                 if not self._news.wait(self._courier.keep_in_s()):
                     self._courier.keep()
                     self._news.wait()
