@@ -10,10 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from raytuner.callback import Callback as Callback
     from raytuner.checkpoints import Checkpoint as Checkpoint
     from raytuner.checkpoints import CheckpointConfig as CheckpointConfig
     from raytuner.curves import Recorded as Recorded
     from raytuner.curves import Shape as Shape
+    from raytuner.delivery import sync as sync
     from raytuner.extension import Extension as Extension
     from raytuner.history import History as History
     from raytuner.lock import StudyInUse as StudyInUse
@@ -52,8 +54,10 @@ if TYPE_CHECKING:
     from raytuner.tuner import Tuner as Tuner
 
 _HOME = {
+    "raytuner.callback": ["Callback"],
     "raytuner.checkpoints": ["Checkpoint", "CheckpointConfig"],
     "raytuner.curves": ["Recorded", "Shape"],
+    "raytuner.delivery": ["sync"],
     "raytuner.extension": ["Extension"],
     "raytuner.history": ["History"],
     "raytuner.lock": ["StudyInUse"],
@@ -77,7 +81,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("schedulers", "searchers"):
+    if name in ("logger", "schedulers", "searchers"):
         return import_module(f"raytuner.{name}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'raytuner' has no attribute {name!r}")

@@ -26,11 +26,12 @@ class _Refused(click.ClickException):
 @contextmanager
 def _at_the_door() -> Iterator[None]:
     """Errors about what the user gave, as sentences."""
+    from raytuner.lock import StudyInUse
     from raytuner.segments import DamagedSegment
 
     try:
         yield
-    except (ValueError, TypeError, DamagedSegment) as error:
+    except (ValueError, TypeError, DamagedSegment, StudyInUse) as error:
         raise _Refused(str(error)) from error
 
 
@@ -181,3 +182,71 @@ def _print_beside(forecasts: Sequence[Forecast]) -> None:
     for name in names:
         table.add_row(name, *(row.get(name, "") for row in rows))
     Console(highlight=False).print(table)
+
+
+# -------------------------------------------------------------------------------------------------------------- sync
+
+
+@main.command()
+@click.argument("study", type=click.Path())
+@click.option(
+    "--callback",
+    "names",
+    metavar="NAME",
+    multiple=True,
+    help="A logger, e.g. CSVLoggerCallback, or MODULE:ATTRIBUTE: a callback, its class, or a function that makes it. "
+    "Repeatable.  [default: the loggers of raytuner's own that the study had]",
+)
+@click.option("--from-start", is_flag=True, help="Tell everything again, from the beginning.")
+def sync(study: str, names: Sequence[str], from_start: bool) -> None:
+    """Tell callbacks and loggers what they have not yet heard of a study.
+
+    When a study ends its callbacks have a deadline. This tells them the rest of what is recorded in the folder STUDY,
+    with as much time as they need. Ctrl-C leaves; what was heard by then is not told again.
+
+    \b
+    Examples:
+      raytuner sync results/first
+      raytuner sync results/first --callback JsonLoggerCallback
+      raytuner sync results/first --callback my_project.tracking:MyCallback
+    """
+    from raytuner import sync as deliver
+
+    with _at_the_door():
+        done = deliver(study, [_callback(name) for name in names] if names else None, from_start=from_start)
+    for each in done:
+        errors = f", {each.errors} of which raised" if each.errors else ""
+        rest = f"; not told everything: {each.rest}" if each.rest else ""
+        click.echo(f"{each.name}: {each.calls:,} calls{errors}{rest}")
+    if not done:
+        click.echo("The study has no callbacks. Give one with --callback.")
+    if any(each.errors or each.rest for each in done):
+        raise SystemExit(1)
+
+
+def _callback(name: str) -> Any:
+    """The callback of this name, made if need be."""
+    import importlib
+    import sys
+
+    from raytuner.logger import LOGGERS
+
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        if name not in LOGGERS:
+            raise ValueError(f"--callback must be MODULE:ATTRIBUTE or one of {', '.join(LOGGERS)}; got {name}")
+        return LOGGERS[name]()
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as under `python -m`
+    try:
+        found = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--callback {name}: {error}") from error
+    made: Any = found
+    if not isinstance(made, type) and hasattr(made, "on_trial_result"):
+        return made
+    if not callable(made):
+        raise ValueError(f"--callback {name} is no callback, nor does it make one: {made!r:.80}")
+    return made()

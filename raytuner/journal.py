@@ -134,7 +134,7 @@ class Journal:
 
     def rows(self) -> Iterator[Row]:
         """What was recorded before this journal was opened, in order."""
-        return _rows(self._before[0])
+        return rows_of(self._before[0])
 
     def last_steps(self) -> dict[int, int]:
         """The highest step that each trial had reported when this journal was opened."""
@@ -276,7 +276,7 @@ def is_complete(root: Path | Place) -> bool:
         sure = bool(turns) and not turns[-1].joint and turns[-1].epoch >= max(map(epoch_of, segments))
     if not turns:
         return False
-    rows = list(_rows(turns[-1:]))
+    rows = list(rows_of(turns[-1:]))
     if not (isinstance(rows[-1], Finish) and rows[-1].complete):
         return False
     return sure or bool(read(root).rows[-1:] == rows[-1:])
@@ -287,7 +287,7 @@ def extensions(root: Path | Place) -> list[Extended]:
     found: list[Extended] = []
     for turn in _whole_turns(root)[0]:
         if pc.any(pc.equal(turn.batch.column("kind"), "extended")).as_py():
-            found += [row for row in _rows([turn]) if isinstance(row, Extended)]
+            found += [row for row in rows_of([turn]) if isinstance(row, Extended)]
     return found
 
 
@@ -306,7 +306,7 @@ def read(root: Path | Place) -> Record:
     reported twice the first row. Raises `DamagedSegment`.
     """
     events, reports = _whole_turns(root)
-    return Record(list(_rows(events)), _one_table([turn.batch for turn in reports]))
+    return Record(list(rows_of(events)), _one_table([turn.batch for turn in reports]))
 
 
 def _whole_turns(root: Path | Place) -> tuple[list[Turn], list[Turn]]:
@@ -324,7 +324,8 @@ def _whole_turns(root: Path | Place) -> tuple[list[Turn], list[Turn]]:
     return [turn for turn in events if turn.number < whole], [turn for turn in reports if turn.number < whole]
 
 
-def _rows(turns: Sequence[Turn]) -> Iterator[Row]:
+def rows_of(turns: Sequence[Turn]) -> Iterator[Row]:
+    """The rows of turns of the journal, in order."""
     table = pa.Table.from_batches([turn.batch for turn in turns], JOURNAL)
     return (_decode(row) for row in table.to_pylist())
 

@@ -156,9 +156,7 @@ def read_segment(path: Path, last: bool) -> tuple[list[Turn], int]:
             raise DamagedSegment(f"{path} is damaged at byte {offset}: what stands there is not what was written")
         size, turn, joint = found
         message = pa.ipc.read_message(pa.py_buffer(raw).slice(offset, size))
-        expected = "schema" if schema is None else "record batch"
-        if message.type != expected:
-            raise DamagedSegment(f"{path} is damaged at byte {offset}: a {expected} belongs there, not {message.type}")
+        _expect("schema" if schema is None else "record batch", message, path, offset)
         if schema is None:
             schema = pa.ipc.read_schema(message)
             epoch = Epoch.of(schema)
@@ -208,6 +206,53 @@ def read_streams(raw: bytes, place: Place) -> list[tuple[pa.Schema, list[Turn]]]
             raise DamagedSegment(f"{place} is damaged at byte {offset}: {error}") from None
         offset += size
     return streams
+
+
+class SegmentReader:
+    """Reads a segment while its writer appends: each time from where it stopped the last time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offset = 0
+        """Of the first byte behind what was read."""
+        self.exhausted = False
+        """Whether nothing stood behind that when it was last looked at."""
+        self._schema: pa.Schema | None = None
+
+    def more(self, before: int) -> list[Turn]:
+        """The batches of turns below ``before``, each verified, that were not read yet.
+
+        What stands behind them is not looked at: it may be half-written, and may yet be cut off. So whoever expects
+        a turn must see whether it came.
+        """
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                raw = file.read()
+        except FileNotFoundError:
+            self.exhausted = False
+            return []
+        schema, turns, place, end = self._schema, [], 0, 0
+        while (found := _message(raw, place)) is not None and found[1] < before:
+            size, turn, joint = found
+            message = pa.ipc.read_message(pa.py_buffer(raw).slice(place, size))
+            _expect("schema" if schema is None else "record batch", message, self.path, self.offset + place)
+            place += size
+            if schema is None:
+                schema = pa.ipc.read_schema(message)
+            else:
+                batch = pa.ipc.read_record_batch(message, schema)
+                turns.append(Turn(turn, joint, batch, self.path, self.offset + place - size))
+                end = place
+        self.exhausted = place == len(raw)
+        if turns:  # else the file may be made anew, with another schema
+            self.offset, self._schema = self.offset + end, schema
+        return turns
+
+
+def _expect(kind: str, message: pa.Message, path: Path, offset: int) -> None:
+    if message.type != kind:
+        raise DamagedSegment(f"{path} is damaged at byte {offset}: a {kind} belongs there, not {message.type}")
 
 
 def truncate(path: Path, size: int) -> None:

@@ -26,6 +26,7 @@ import numpy as np
 
 from raytuner.budget import TimeBudget
 from raytuner.cache import CACHE_BYTES
+from raytuner.callback import Callback, checked_callbacks
 from raytuner.checkpoints import CheckpointConfig, Janitor
 from raytuner.extension import EXTENDABLE, Extension, check_possible, extended, longer
 from raytuner.folder import Folder, NoStudy
@@ -56,6 +57,7 @@ from raytuner.trial import Config, Failure, Slot
 from raytuner.work import Work
 
 if TYPE_CHECKING:
+    from raytuner.delivery import Deliveries
     from raytuner.events import Extended, Finish
     from raytuner.executors.inline import Inline
     from raytuner.executors.ray_actors import RayActors
@@ -182,6 +184,11 @@ class RunConfig:
     for how many seconds a storage that is full, closed to us or does not answer is tried again, before the study ends
     early and can be resumed. ``checkpoint_cache_gib`` (not in Ray): of checkpoints in an object store, how many GiB
     each machine keeps of a study, so that a trial that goes on where it was need not fetch its own.
+
+    ``callbacks``: `Callback`s, ours or Ray's, that hear how the study goes, each in a thread of its own, beside the
+    study and never in its way; see `raytuner.callback`, and `raytuner.logger` for loggers. ``callback_deadline_s`` (not
+    in Ray): how many seconds they have at the end for what they have not yet heard; the rest is told when the study is
+    run or resumed again, or by ``raytuner sync``.
     """
 
     name: str | None = None
@@ -195,6 +202,8 @@ class RunConfig:
     stop_grace_s: float = 10.0
     storage_patience_s: float = PATIENCE_S
     checkpoint_cache_gib: float = CACHE_BYTES / 2**30
+    callbacks: Sequence[Callback] | None = None
+    callback_deadline_s: float = 10.0
 
     def __post_init__(self) -> None:
         for name, kind in (("failure_config", FailureConfig), ("checkpoint_config", CheckpointConfig)):
@@ -221,6 +230,8 @@ class RunConfig:
         cache: object = self.checkpoint_cache_gib
         if isinstance(cache, bool) or not isinstance(cache, (int, float)) or not 0 <= cache < math.inf:
             raise ValueError(f"checkpoint_cache_gib must be a number of GiB from 0 on, got {cache!r}")
+        checked_callbacks(self.callbacks)
+        _seconds("callback_deadline_s", self.callback_deadline_s)
         if self.runtime_env is not None and not isinstance(self.runtime_env, Mapping):
             raise TypeError(f"runtime_env must be a dict such as {{'env_vars': {{…}}}}, got {self.runtime_env!r:.80}")
         _ = self.log_files
@@ -306,6 +317,8 @@ class Tuner:
         storage = Place.of(self._run.storage_path or _STORAGE)
         name = self._run.name or f"{name_of(self._train)}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
         self._folder = Folder(storage / name)
+        if self._run.callbacks and storage.local is None:
+            raise ValueError(f"callbacks hear of studies on a disk, not yet of those in object stores: {storage}")
         self._changes: dict[str, Any] = {}  # by which it is to be extended
 
     def _extend(self) -> None:
@@ -341,10 +354,13 @@ class Tuner:
             seed = self._known_seed()
             if seed is None or self._pending or not is_complete(self._folder.root):
                 self._live(seed, hold)
+            elif self._run.callbacks:
+                self._tell_the_rest()
         return ResultGrid(self._folder.root)
 
     def _live(self, seed: int | None, hold: Hold) -> None:
         """One driver's life. The trials' processes warm up while the study is prepared."""
+        callbacks = self._deliveries()
         executor = self._start()
         interrupts = Interrupts()
         finish = None
@@ -353,19 +369,23 @@ class Tuner:
                 if seed is None:
                     hold.check()  # it took a while to get here
                     seed = self._begin()
-                finish = self._drive(executor, seed, hold, lambda: interrupts.asked)
+                finish = self._drive(executor, seed, hold, lambda: interrupts.asked, callbacks)
                 executor.close()
+                self._wait_for(callbacks, interrupts)
         except StorageError as error:
+            callbacks.close(0)
             executor.close()
             self._tell_how_to_go_on(f"The study ended early: {error}.")
             raise
         except KeyboardInterrupt:
+            callbacks.close(0)
             executor.close(at_once=True)
             if finish is None or not finish.complete:
                 self._tell_how_to_go_on("Left at once.")
             raise SystemExit(interrupts.status or 130) from None
         except BaseException:
             executor.close(at_once=True)
+            callbacks.close(self._run.callback_deadline_s)
             raise
         if finish.complete:
             return
@@ -391,8 +411,44 @@ class Tuner:
             raise SystemExit(interrupts.status)
         return executor
 
-    def _drive(self, executor: RayActors | Inline, seed: int, hold: Hold, asked: Callable[[], str | None]) -> Finish:
-        from raytuner.driver import Driver
+    def _deliveries(self) -> Deliveries:
+        """What tells the callbacks."""
+        from raytuner.delivery import Deliveries
+
+        setup = {
+            "stop": self._run.stop,
+            "num_samples": self._config.num_samples,
+            "total_num_samples": self._trials,
+            "time_budget_s": self._config.budget_s,
+        }
+        return Deliveries(self._run.callbacks or (), self._folder, name_of(self._train), setup)
+
+    def _wait_for(self, callbacks: Deliveries, interrupts: Interrupts) -> None:
+        """Give the callbacks their time; a Ctrl-C that is not yet obeyed calls it off."""
+        obeyed = interrupts.asked
+        callbacks.close(self._run.callback_deadline_s, lambda: interrupts.asked != obeyed)
+
+    def _tell_the_rest(self) -> None:
+        """Tell the callbacks what they have not yet heard of a study that is over."""
+        from raytuner.delivery import durable_end, local_root
+
+        callbacks, interrupts = self._deliveries(), Interrupts()
+        try:
+            with interrupts:
+                callbacks.wake(durable_end(local_root(self._folder)))
+                self._wait_for(callbacks, interrupts)
+        finally:
+            callbacks.close(0)
+
+    def _drive(
+        self,
+        executor: RayActors | Inline,
+        seed: int,
+        hold: Hold,
+        asked: Callable[[], str | None],
+        callbacks: Deliveries,
+    ) -> Finish:
+        from raytuner.driver import Driver, Listener
         from raytuner.executors.inline import Inline
         from raytuner.journal import Journal
         from raytuner.progress import Progress
@@ -416,13 +472,16 @@ class Tuner:
             closing(Journal(self._folder.root, hold)) as journal,
             closing(self._janitor(Patience(patience_s))) as shelf,
         ):
+            listeners: list[Listener] = [progress] if self._run.verbose else []
+            if self._run.callbacks:
+                listeners.append(lambda *turn: callbacks.wake(journal.turn))
             driver = Driver(
                 study,
                 self._search.build(self._space, seed),
                 PatientJournal(journal, Patience(patience_s), self._folder.root / "journal"),
                 shelf,
                 clock,
-                [progress] if self._run.verbose else [],
+                listeners,
                 Watch(next(self._stop_rules)) if is_rule(self._run.stop) else None,
                 budget,
                 None if (on_oom := self._run.failure_config.on_oom) is None else Remedies(on_oom),
