@@ -48,7 +48,8 @@ class Callback:
 
     def on_trial_start(self, iteration: int, trials: list[TrialView], trial: TrialView, **info: Any) -> None:
         """A trial has its configuration and is about to run. Called once in each run for each trial that is told of
-        there, before all else about it; not again where it goes on after a pause or a failure."""
+        there, before all else about it; not again where it goes on after a pause or a failure, but where it does after
+        its end, because the study was extended."""
 
     def on_trial_restore(self, iteration: int, trials: list[TrialView], trial: TrialView, **info: Any) -> None:
         """A trial goes on from a checkpoint: its own, or that of the trial it was forked from."""

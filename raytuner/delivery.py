@@ -370,6 +370,8 @@ class _Courier:
             if call.hook != "on_trial_start":
                 self._invoke("on_trial_start", _start_of(call))
         self._invoke(call.hook, call.arguments)
+        if trial is not None and call.hook in ("on_trial_complete", "on_trial_error"):
+            self._started.discard(trial)  # should it go on after all, in a study that is extended, it starts again
 
     def _invoke(self, hook: str, arguments: Mapping[str, Any]) -> None:
         to_call = getattr(self.callback, hook, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from raytuner.schedulers import HyperBandScheduler
 
 class Appends(tune.Callback):
     """Writes a line to ``heard`` in the study's folder with each result and each trial's end, in one piece. It takes
-    longer than the trials do, so that it always lags."""
+    some time, so that it lags; in a driver it hangs in what it hears of the last trial."""
 
     def on_trial_result(self, trial: Any, result: dict[str, Any], **info: Any) -> None:
         time.sleep(0.002)
@@ -26,6 +27,8 @@ class Appends(tune.Callback):
         self._append(trial, [trial.trial_id, "over"])
 
     def _append(self, trial: Any, what: list[Any]) -> None:
+        if __name__ == "__main__" and trial.trial_id == "59":
+            threading.Event().wait()
         file = os.open(Path(trial.local_experiment_path, "heard"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.write(file, (json.dumps(what) + "\n").encode())
         os.close(file)
