@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Host:
     def kill(self, node: str, orphans: bool = False) -> None:
         """All processes of a node die at once; with ``orphans`` only those that are Ray's own."""
         self._ask("kill", node, orphans)
-        self.nodes.remove(node)
+        self.nodes = [each for each in self.nodes if each != node]
 
     def freeze(self, node: str) -> None:
         """Ray's own process on a node does not answer any more; the others go on."""
@@ -135,8 +135,9 @@ def _end_all(folder: str) -> None:
 
 
 def _children(pid: int) -> list[int]:
-    found = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in found.read_text().split()] if found.exists() else []
+    with suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
 
 
 def _family(pid: int) -> list[int]:
@@ -177,10 +178,10 @@ def main() -> None:
                 answer(node.node_id)
             case ["kill", name, orphans]:
                 node = nodes.pop(name)
-                for pid in _family(raylet(node)) if not orphans else []:
-                    os.kill(pid, signal.SIGSTOP)  # none of them is to tell that another died
-                for pid in _family(raylet(node)) if not orphans else []:
-                    os.kill(pid, signal.SIGKILL)
+                for how in (signal.SIGSTOP, signal.SIGKILL):  # none of them is to tell that another died
+                    for pid in _family(raylet(node)) if not orphans else []:
+                        with suppress(ProcessLookupError):
+                            os.kill(pid, how)
                 cluster.remove_node(node, allow_graceful=False)
                 answer("killed")
             case ["freeze", name]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raytuner.checkpoints import Store
-from raytuner.events import Checkpointed, Drop, Ended, Failed, Finish, Over, Slots
+from raytuner.events import Checkpointed, Drop, Ended, Failed, Finish, Opened, Over, Slots
 from raytuner.journal import Record, read
 from raytuner.results import ResultGrid
 from raytuner.trial import Failure
@@ -104,6 +104,10 @@ class Sweep:
             assert time.monotonic() < deadline, f"not seen within {limit_s} s: {self.complaint()}"
             time.sleep(0.05)
         return seen
+
+    def drives(self) -> bool:
+        """Whether the last driver that was started has taken the study."""
+        return sum(isinstance(row, Opened) for row in self.rows()) == len(self.errors)
 
     def slots(self) -> int:
         """How many there are, as the record has it."""
