@@ -30,6 +30,7 @@ class Sweep:
     settings: dict[str, Any]
     driver: subprocess.Popen[str] | None = None
     errors: list[Path] = field(default_factory=list)
+    _opened_before: int = 0
 
     @property
     def acknowledged(self) -> Path:
@@ -37,6 +38,7 @@ class Sweep:
 
     def start(self) -> None:
         """A driver takes the study, or takes it up."""
+        self._opened_before = self._opened()
         settings = {**self.settings, "storage": str(self.folder), "acknowledged": str(self.acknowledged)}
         self.errors.append(self.folder / f"errors-{len(self.errors)}")
         with open(self.errors[-1], "w") as errors:
@@ -107,7 +109,10 @@ class Sweep:
 
     def drives(self) -> bool:
         """Whether the last driver that was started has taken the study."""
-        return sum(isinstance(row, Opened) for row in self.rows()) == len(self.errors)
+        return self._opened() > self._opened_before
+
+    def _opened(self) -> int:
+        return sum(isinstance(row, Opened) for row in self.rows())
 
     def slots(self) -> int:
         """How many there are, as the record has it."""
