@@ -70,13 +70,15 @@ class Chaos:
         if nodes:
             blows |= {"node": 1, "node, with orphans": 1, "node after notice": 1}
         blow = self.chance.choices(list(blows), list(blows.values()))[0]
+        actors = self.host.trial_actors()
+        if nodes:  # preferably one that is used
+            doomed = self.chance.choice([node for node in nodes if node in actors.values()] or nodes)
         match blow:
             case "actor":
-                actors = sorted(self.host.trial_actors())
                 if not actors:
                     return
                 with suppress(ProcessLookupError):
-                    os.kill(self.chance.choice(actors), signal.SIGKILL)
+                    os.kill(self.chance.choice(sorted(actors)), signal.SIGKILL)
             case "driver":
                 sweep.kill()
                 if not self.host.nodes:
@@ -85,11 +87,10 @@ class Chaos:
             case "node added":
                 self.host.add(self.chance.choice([1, 2]))
             case "node" | "node, with orphans":
-                self.host.kill(self.chance.choice(nodes), orphans=blow != "node")
+                self.host.kill(doomed, orphans=blow != "node")
             case "node after notice":
-                node = self.chance.choice(nodes)
-                self.host.drain(node, NOTICE_S)
-                self.leaving[node] = time.monotonic() + NOTICE_S
+                self.host.drain(doomed, NOTICE_S)
+                self.leaving[doomed] = time.monotonic() + NOTICE_S
         self.befell[blow] += 1
 
     def _kill_what_had_notice(self) -> None:
