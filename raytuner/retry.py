@@ -10,6 +10,7 @@ OUT_OF_MEMORY          the same, for want of the accelerator's memory      as of
 HOST_OUT_OF_MEMORY     for want of the machine's: Ray ended the process,   ``max_losses`` times in a row, with losses
                        or Python raised MemoryError
 LOST                   the worker is gone                                  ``max_losses`` times in a row
+NODE                   its node is gone, or is to go (preempted, drained)  always, free of charge
 HUNG                   nothing was reported for ``heartbeat_timeout_s``    ``max_hangs`` times in a row
 NOT_REPORTABLE         a metric that no table can hold                     never: the same code would say the same again
 NO_METRIC, NOT_FINITE  a report that cannot be ranked                      never
@@ -53,6 +54,8 @@ class Tally:
     def add(self, failure: Failure, message: str) -> None:
         """Count one more."""
         self.total[failure] += 1
+        if failure is Failure.NODE:  # it says nothing about the trial
+            return
         self.in_a_row[failure] += 1
         seen = fingerprint(failure, message)
         self.same, self.error = self.same + 1 if seen == self.error else 1, seen
@@ -103,6 +106,8 @@ class Retries:
             case Failure.LOST | Failure.HOST_OUT_OF_MEMORY:
                 losses = tally.in_a_row[Failure.LOST] + tally.in_a_row[Failure.HOST_OUT_OF_MEMORY]
                 return losses <= self.max_losses
+            case Failure.NODE:
+                return True
             case Failure.HUNG:
                 return tally.in_a_row[Failure.HUNG] <= self.max_hangs
             case Failure.NOT_REPORTABLE | Failure.NO_METRIC | Failure.NOT_FINITE | Failure.NO_RESOURCES:

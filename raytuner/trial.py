@@ -91,6 +91,7 @@ class Failure(Enum):
     HUNG = "nothing was reported for too long"
     NOT_REPORTABLE = "a reported value is of a kind that no table can hold"
     LOST = "the worker was lost"
+    NODE = "the node was lost, or is to go"
     NO_METRIC = "a report did not hold the metric"
     NOT_FINITE = "the metric was not a finite number"
     NO_RESOURCES = "what it was to reserve cannot be had"

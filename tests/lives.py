@@ -148,7 +148,9 @@ class Case:
 
         def fault(trial: Trial, step: int, tries: int) -> Failure | None:
             chance = random.Random(f"fault {self.seed} {trial.id} {step} {tries}").random()
-            return Failure.ERROR if chance < 0.008 else Failure.LOST if chance < 0.016 else None
+            if chance < 0.024:
+                return Failure.ERROR if chance < 0.008 else Failure.LOST if chance < 0.016 else Failure.NODE
+            return None
 
         return Workload(
             curve=curve,

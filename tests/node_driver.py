@@ -1,57 +1,106 @@
-"""A sweep with two slots on a cluster of three nodes, of which one dies: ``python node_driver.py <storage>``."""
+"""A sweep on a cluster whose nodes come and go: ``python node_driver.py <settings as JSON>``, joining ``RAY_ADDRESS``.
+
+Says ``running`` once it drives, and how many trials failed at the end. What it acknowledged, it writes down.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import tempfile
-import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.cluster_utils import Cluster
 
 import raytuner as tune
+from raytuner import journal, schedulers
+from raytuner.trial import Reports
 
 
 def train(config: dict[str, Any]) -> None:
-    step = 0
+    """What it says is a function of configuration and step, but for where it runs."""
+    step, how = 0, config["how"]
     if checkpoint := tune.get_checkpoint():
-        step = int(Path(checkpoint.path, "step").read_text())
-    while step < 30:
+        step = json.loads(Path(checkpoint.path, "state.json").read_text())["step"]
+    node = ray.get_runtime_context().get_node_id()
+    gate = Path(how["gate"]) if how.get("gate") else None
+    while step < how["steps"] or (gate is not None and not gate.exists()):
         step += 1
-        time.sleep(0.03)
-        with tempfile.TemporaryDirectory() as folder:
-            node = ray.get_runtime_context().get_node_id()
-            Path(folder, "step").write_text(str(step))
-            Path(folder, "node").write_text(node)
-            tune.report({"loss": config["x"] / step, "node": node}, checkpoint=tune.Checkpoint.from_directory(folder))
+        time.sleep(how["step_s"])
+        if how.get("log"):
+            with open(how["log"], "a") as log:
+                log.write(f"{os.getpid()} {step}\n")
+        said = {"loss": (config["x"] - 0.3) ** 2 + 1 / step, "node": node}
+        every = how.get("saves_every")
+        if tune.should_checkpoint() or (every and step % every == 0):
+            with tempfile.TemporaryDirectory() as folder:
+                Path(folder, "state.json").write_text(json.dumps({"step": step, "node": node}))
+                tune.report(said, checkpoint=tune.Checkpoint.from_directory(folder))
+        else:
+            tune.report(said)
 
 
-def main(storage: str) -> None:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
-    ray.init(address=cluster.address, log_to_driver=False)
+def note_what_is_acknowledged(path: str) -> None:
+    """Write down each report once it is durable: the driver may be killed at any moment after."""
+    file, commit = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), journal.Journal.commit
 
-    def fail_over() -> None:
-        while not (begun := sorted(Path(storage, "study", "checkpoints").glob("*/000005/node"))):
-            time.sleep(0.01)
-        doomed = next(node for node in nodes if node.node_id == begun[0].read_text())
-        print(f"dies {doomed.node_id}", flush=True)
-        cluster.remove_node(doomed, allow_graceful=False)
+    def commit_and_tell(self: journal.Journal, rows: Sequence[journal.Row], reports: Sequence[Reports]) -> None:
+        commit(self, rows, reports)
+        lines = [f"{said.trial} {report.step} {report.metrics['loss']!r}\n" for said in reports for report in said]
+        os.write(file, "".join(lines).encode())
 
-    threading.Thread(target=fail_over, daemon=True).start()
-    results = tune.Tuner(
+    journal.Journal.commit = commit_and_tell  # type: ignore[method-assign]
+
+
+def scheduler(name: str, steps: int) -> Any:
+    match name:
+        case "asha":
+            return schedulers.ASHAScheduler(max_t=steps, grace_period=3)
+        case "hyperband":
+            return schedulers.HyperBandScheduler(max_t=steps)
+        case "pbt":
+            return schedulers.PopulationBasedTraining(
+                "training_iteration",
+                perturbation_interval=max(1, steps // 4),
+                hyperparam_mutations={"x": tune.uniform(0, 1)},
+            )
+        case _:
+            return schedulers.FIFOScheduler()
+
+
+def main(settings: dict[str, Any]) -> None:
+    note_what_is_acknowledged(settings["acknowledged"])
+    stop: Any = None
+    if settings.get("rule"):  # which ends no trial
+        stop = lambda trial, result: False  # noqa: E731
+    tuner = tune.Tuner(
         train,
-        param_space={"x": tune.uniform(0, 1)},
-        tune_config=tune.TuneConfig(metric="loss", mode="min", num_samples=8, max_concurrent_trials=2, seed=0),
-        run_config=tune.RunConfig(name="study", storage_path=storage, verbose=0),
-    ).fit()
+        param_space={"x": tune.uniform(0, 1), "how": settings["how"]},
+        tune_config=tune.TuneConfig(
+            metric="loss",
+            mode="min",
+            num_samples=settings["trials"],
+            scheduler=scheduler(settings.get("scheduler", "fifo"), settings["how"]["steps"]),
+            max_concurrent_trials=settings.get("slots"),
+            seed=settings.get("seed", 0),
+        ),
+        run_config=tune.RunConfig(
+            name="study",
+            storage_path=settings["storage"],
+            stop=stop,
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
+            failure_config=tune.FailureConfig(max_failures=0),
+            verbose=0,
+        ),
+    )
+    print("running", flush=True)
+    results = tuner.fit()
     print(f"failed {results.num_errors}", flush=True)
-    ray.shutdown()
-    cluster.shutdown()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(json.loads(sys.argv[1]))

@@ -43,6 +43,7 @@ def tally(failure: Failure, count: int, message: Callable[[int], str] = str) -> 
         *((allowed, Failure.LOST, 4, False) for allowed in (0, 9, -1)),
         *((allowed, Failure.HOST_OUT_OF_MEMORY, 3, True) for allowed in (0, 9, -1)),
         *((allowed, Failure.HOST_OUT_OF_MEMORY, 4, False) for allowed in (0, 9, -1)),
+        *((allowed, Failure.NODE, 1000, True) for allowed in (0, 9, -1)),
         *((allowed, Failure.HUNG, 1, True) for allowed in (0, 9, -1)),
         *((allowed, Failure.HUNG, 2, False) for allowed in (0, 9, -1)),
         *((allowed, failure, 1, False) for allowed in (0, 9, -1) for failure in NEVER),
@@ -50,6 +51,17 @@ def tally(failure: Failure, count: int, message: Callable[[int], str] = str) -> 
 )
 def test_allowances(allowed: int, failure: Failure, count: int, again: bool) -> None:
     assert Retries(max_failures=allowed, max_losses=3).again(failure, tally(failure, count)) is again
+
+
+def test_a_lost_node_says_nothing_about_the_trial() -> None:
+    """The same error, with nodes lost in between, is still the same so often in a row; lost nodes are no losses."""
+    found = Tally()
+    for _ in range(SAME):
+        found.add(Failure.ERROR, raised(1))
+        found.add(Failure.NODE, "the node is dead")
+    assert not Retries(max_failures=-1).again(Failure.ERROR, found)
+    found.add(Failure.LOST, "")
+    assert Retries(max_losses=1).again(Failure.LOST, found)
 
 
 def test_every_class_has_an_allowance() -> None:

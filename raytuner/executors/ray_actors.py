@@ -5,6 +5,10 @@ several in a call. Ray reserves what a slot asks for (CPUs, GPUs and fractions o
 ``CUDA_VISIBLE_DEVICES`` and notices dead workers and nodes; this file turns that into events. A dead actor is replaced;
 its slot is gone until the replacement is up.
 
+Nodes come and go (`raytuner.executors.nodes`): actors are hired for those that come, slots go with those that do. The
+trial of a node that died, or is to go, goes on elsewhere, free of charge (`Failure.NODE`); one that is to go lets its
+trials save first.
+
 Two kinds of `Slots` are announced. Where every trial reserves the same, there are as many actors as fit on the cluster,
 hired at once. Where the reservation is a function of the configuration, or changes while trials run (`Lease.slot`),
 actors are hired for the trials that come, idle ones of another size making room, and one slot more is open as long as
@@ -25,7 +29,8 @@ from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from raytuner.actor import TrialActor
 from raytuner.events import Checkpointed, Damaged, Ended, Event, Failed, How, Loaded, Reported, Slots
-from raytuner.executors.room import fits_beside, least, slots_in
+from raytuner.executors.nodes import Home, Nodes, is_of_a_node
+from raytuner.executors.room import count, fits_beside, least, slots_in
 from raytuner.mailbox import Item
 from raytuner.session import Rules
 from raytuner.trial import Config, Failure, Lease, Reports, Slot
@@ -40,6 +45,8 @@ _AHEAD_S = 0.06  # and how long they may take together
 _STUCK_S = 0.25  # leases that wait behind one that takes longer are given to others
 _SCATTERED_S = 5.0  # an actor that is not up by then may have found no place
 _STACK_S = 5.0  # how long an actor may take to say what its trial is doing
+_DOUBT_S = 1.0  # when a process died, its node may be about to
+_SHORT_S = 30.0  # how long a trial may wait, on a node that is to go, for the step that it saves there
 _HOPELESS = 6  # after so many times that, one that is larger than it need be is given up
 
 
@@ -55,12 +62,16 @@ class _Worker:
     slot: Slot
     up: Any  # the reference that tells when the actor is up
     stream: Any = None  # what it says; None until it is up
+    node: str = ""  # where it is, once it is up
+    leaving: bool = False  # whether that node is to go: then it is given nothing new
+    gone: bool = False  # whether it is ours no more: what it says does not count
     leases: deque[Lease] = field(default_factory=deque)
     unsent: list[Lease] = field(default_factory=list)
     heard: bool = False  # whether the first lease's trial has spoken
     since: float = 0.0  # when the first lease was given or, if there is none, the last one ended
     parked: int | None = None
     stands: int = 0  # the step at which the last lease ended
+    short: bool = False  # whether that was short of its rung, so that the trial goes on at once
     late: int = 0  # how often it was looked at and not up
     guest: int | None = None  # the trial that was parked here when the last lease was given
     withdrawn: Any = None  # the reference to leases that it gives back
@@ -90,12 +101,12 @@ class RayActors:
         runtime_env: Mapping[str, Any] | None = None,
         resizes: bool = False,
     ) -> None:
-        self._nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self._nodes = Nodes()
         self._slot = slot if isinstance(slot, Slot) else Slot(cpu=0.0)
         self._slot_of = None if isinstance(slot, Slot) else slot
         self._resizes = resizes
         self._by_size = resizes or self._slot_of is not None
-        fit = slots_in(self._nodes, self._slot)
+        slots_in(self._nodes.known, self._slot)
         self._work = ray.put(work.stored(ray.put))
         self._rules = ray.put(rules)
         self._runtime_env = dict(runtime_env) if runtime_env else None
@@ -103,8 +114,7 @@ class RayActors:
         self._most = most
         self._workers: list[_Worker] = []
         if isinstance(slot, Slot):
-            for _ in range(fit if most is None else min(fit, most)):
-                self._hire(slot)
+            self._settle()
         self._waiting: deque[Lease] = deque()  # for an actor that is up and free
         self._moved: set[int] = set()  # trials that were given another actor, free of charge: each is once
         self._least = self._slot if resizes else None  # of each resource that a trial asked for
@@ -113,9 +123,10 @@ class RayActors:
         self._deadlines: dict[tuple[int, int], float] = {}  # when unwound leases must be over
         self._ahead_allowed, self._ahead, self._lease_s = ahead, 0, 0.2
         self._announced = 0  # as whoever listens takes it to be
-        self._news = tuple(map(_whole_node, self._nodes)) if resizes else None  # for the next announcement
+        self._told: tuple[Slot, ...] = ()  # what each node has, as far as that was announced
         self._failed_starts = 0
-        self._begun = self._warned = time.monotonic()
+        self._in_doubt: list[tuple[float, _Worker, Lease, str]] = []  # lost, but with its node? not known until then
+        self._placed = self._warned = time.monotonic()
         self._repetition_told = False
         self._events: deque[Event] = deque()
 
@@ -132,6 +143,11 @@ class RayActors:
                 self._waiting.remove(lease)
                 self._events.append(_unwound(lease))
                 return
+        for doubt in self._in_doubt:
+            if (doubt[2].trial.id, doubt[2].attempt) == (trial, attempt):
+                self._in_doubt.remove(doubt)
+                self._events.append(_unwound(doubt[2]))
+                return
         for worker in self._workers:
             out = next((each for each in worker.leases if (each.trial.id, each.attempt) == (trial, attempt)), None)
             if out is not None and out in worker.unsent:
@@ -147,8 +163,11 @@ class RayActors:
                 worker.parked = None
 
     def wait(self, timeout_s: float | None) -> Sequence[Event]:
+        if time.monotonic() >= self._nodes.due:
+            self._look()
         self._make_more_room()
         self._give_out()
+        self._leave()
         self._announce()
         if self._events:
             timeout_s = 0.0
@@ -157,6 +176,8 @@ class RayActors:
         waiting |= {worker.stack: worker for worker in self._workers if worker.stack is not None}
         for key in self._wait(list(waiting), timeout_s):
             worker = waiting[key]
+            if worker.gone:
+                continue  # its node died, as was heard of another one there
             if key is worker.withdrawn:
                 self._take_back(worker)
             elif key is worker.stack:
@@ -167,6 +188,8 @@ class RayActors:
                 self._hear(worker)
         self._end_overdue()
         self._look_for_hung()
+        self._decide()
+        self._warn()
         self._announce()
         events = list(self._events)
         self._events.clear()
@@ -183,35 +206,40 @@ class RayActors:
         self._workers.clear()
 
     def _wait(self, keys: list[Any], timeout_s: float | None) -> list[Any]:
-        """What is there, once there is something or the time is over; now and then says that nothing can be placed."""
+        """What is there, once there is something or the time is over, or the nodes are to be looked at."""
         now = time.monotonic()
-        nowhere = not any(worker.stream is not None for worker in self._workers)
-        if not nowhere:
-            self._warned = now
-        limits = [] if timeout_s is None else [timeout_s]
-        limits += [self._warned + _PATIENCE_S - now] if nowhere else []
-        limits += [_STUCK_S] if any(len(worker.leases) > 1 for worker in self._workers) else []
+        limits = [self._nodes.due] if timeout_s is None else [self._nodes.due, now + timeout_s]
+        limits += [now + _STUCK_S] if any(len(worker.leases) > 1 for worker in self._workers) else []
         if self._by_size:
-            limits += [worker.since + _SCATTERED_S - now for worker in self._coming()]
-        limits += [due - now for due in self._deadlines.values()]
-        limits += [self._silent_until(worker) - now for worker in self._workers if self._is_watched(worker)]
-        limit = max(0.0, min(limits)) if limits else None
+            limits += [worker.since + _SCATTERED_S for worker in self._coming()]
+        limits += self._deadlines.values()
+        limits += [due for due, *_ in self._in_doubt]
+        limits += [self._silent_until(worker) for worker in self._workers if self._is_watched(worker)]
+        limit = max(0.0, min(limits) - now)
         if not keys:
-            assert limit is not None, "nothing runs, and somebody waits for it"
             time.sleep(limit)
             return []
         ready, _ = ray.wait(keys, num_returns=1, timeout=limit, fetch_local=False)
         if ready and len(keys) > 1:  # whatever else is there by now belongs to the same turn
             ready, _ = ray.wait(keys, num_returns=len(keys), timeout=0, fetch_local=False)
-        if nowhere and not ready and time.monotonic() >= self._warned + _PATIENCE_S:
-            self._warned = time.monotonic()
+        return list(ready)
+
+    def _warn(self) -> None:
+        """Say, now and then, that nothing can be placed."""
+        now = time.monotonic()
+        wanted = self._workers or self._waiting or not self._by_size
+        if not wanted or any(worker.stream is not None for worker in self._workers):
+            self._placed = self._warned = now
+        elif now >= self._warned + _PATIENCE_S:
+            self._warned = now
+            slot = self._workers[0].slot if self._workers else self._least or self._slot
             _log.warning(
-                "no trial could be placed for %d s: each reserves %s; free in the cluster: %s",
-                self._warned - self._begun,
-                self._workers[0].slot,
+                "no trial could be placed for %d s: each reserves %s, %s; free in the cluster: %s",
+                now - self._placed,
+                slot,
+                "and would fit on a node" if count(self._nodes.staying, slot) else "and fits on no node that is left",
                 {name: amount for name, amount in ray.available_resources().items() if ":" not in name},
             )
-        return list(ready)
 
     # ----------------------------------------------------------------------------------------------------- actors
 
@@ -224,9 +252,9 @@ class RayActors:
     def _welcome(self, worker: _Worker) -> None:
         """An actor is up, or failed to come up."""
         try:
-            ray.get(worker.up)
+            worker.node = ray.get(worker.up)
         except RayError as error:
-            self._failed_starts += 1
+            self._failed_starts += not is_of_a_node(error)
             if self._failed_starts >= _STARTS:
                 raise NoActors(f"{_STARTS} trial actors in a row could not be started; the last: {error}") from error
             self._replace(worker)
@@ -236,29 +264,60 @@ class RayActors:
             num_returns="streaming", concurrency_group="stream", _generator_backpressure_num_objects=_UNREAD
         ).remote()
         self._send(worker)
+        if self._nodes.home(worker.node) is not Home.STAYS:
+            self._look()
 
     def _replace(self, worker: _Worker) -> None:
         """An actor is dead; what it had not begun goes to others."""
         self._put_back(list(worker.leases))
         worker.leases.clear()
+        self._dismiss(worker)
+        self._settle()
+
+    def _dismiss(self, worker: _Worker, at_once: bool = True) -> None:
+        """Be rid of an actor, which may end what it does unless ``at_once``."""
+        worker.gone = True
         self._workers.remove(worker)
-        ray.kill(worker.actor, no_restart=True)
-        if not self._by_size:
-            self._hire(worker.slot)
+        if at_once:
+            ray.kill(worker.actor, no_restart=True)
+        else:
+            worker.actor.close.remote()
+            worker.actor.__ray_terminate__.remote()
+
+    def _settle(self) -> None:
+        """Where all are alike: have as many actors as fit on the nodes that stay."""
+        if self._by_size:
+            return
+        fit = count(self._nodes.staying, self._slot)
+        wanted = fit if self._most is None else min(fit, self._most)
+        ours = [worker for worker in self._workers if not worker.leaving]
+        for _ in range(wanted - len(ours)):
+            self._hire(self._slot)
+        homeless = [worker for worker in reversed(ours) if worker.stream is None]
+        for worker in homeless[: max(0, len(ours) - wanted)]:
+            self._dismiss(worker)
 
     def _bury(self, worker: _Worker, error: Exception, failure: Failure = Failure.LOST) -> None:
         """An actor died, or its node did, or what it said and nobody had fetched is gone; or it is to die."""
-        if worker not in self._workers:
+        if worker.gone:
             return
         if isinstance(error, OutOfMemoryError):
             failure = Failure.HOST_OUT_OF_MEMORY
+        if failure is Failure.LOST:
+            self._look()
+            if worker.gone:
+                return
+            if is_of_a_node(error) or self._nodes.home(worker.node) is not Home.STAYS:
+                failure = Failure.NODE
         last: Ended | Failed | None = None
         if worker.leases:
             first = worker.leases.popleft()
             trial = first.trial.id
             if self._deadlines.pop((trial, first.attempt), None) is not None:
                 last = _unwound(first)
-            elif worker.heard or trial in self._moved or failure is Failure.HUNG:
+            elif failure is Failure.LOST and (worker.heard or trial in self._moved):
+                self._in_doubt.append((time.monotonic() + _DOUBT_S, worker, first, str(error)))
+            elif worker.heard or trial in self._moved or failure in (Failure.HUNG, Failure.NODE):
                 last = _failed(first, failure, str(error))
             else:  # its actor died before it began, perhaps of the trial that was there before
                 self._moved.add(trial)
@@ -267,6 +326,19 @@ class RayActors:
         self._announce()  # the slot is gone before the lease is over: else another would be given out for it
         if last is not None:
             self._events.append(last)
+
+    def _decide(self) -> None:
+        """Of processes that died a while ago: their trials were lost, with their nodes or alone."""
+        now = time.monotonic()
+        due = [doubt for doubt in self._in_doubt if doubt[0] <= now]
+        if due:
+            self._look()
+        for doubt in due:
+            _, worker, lease, message = doubt
+            self._in_doubt.remove(doubt)
+            self._announce()
+            alone = self._nodes.home(worker.node) is Home.STAYS
+            self._events.append(_failed(lease, Failure.LOST if alone else Failure.NODE, message))
 
     def _end_overdue(self) -> None:
         """A function that does not return when it is told to is ended with its actor."""
@@ -315,6 +387,51 @@ class RayActors:
         message = f"nothing was reported for {self._heartbeat_s:g} s; where it stood:\n{doing}"
         self._bury(worker, TimeoutError(message), Failure.HUNG)
 
+    # ------------------------------------------------------------------------------------------------------- nodes
+
+    def _look(self) -> None:
+        """See which nodes there are: bury the actors of those that are gone, have those leave that are on one that is
+        to go, hire for those that came."""
+        if not self._nodes.look() and all(self._nodes.home(worker.node) is Home.STAYS for worker in self._up()):
+            return
+        for worker in self._up():
+            home = self._nodes.home(worker.node)
+            if home is Home.GONE:
+                self._bury(worker, RuntimeError(f"the node {worker.node} is dead"), Failure.NODE)
+            elif home is Home.GOING and not worker.leaving:
+                self._vacate(worker)
+        self._settle()
+
+    def _up(self) -> list[_Worker]:
+        return [worker for worker in self._workers if worker.stream is not None]
+
+    def _vacate(self, worker: _Worker) -> None:
+        """The node of an actor is to go: its trial is to save and leave, what waits behind it goes to others."""
+        _log.warning("the node %s is to go; what runs there saves, and goes on elsewhere", worker.node)
+        worker.leaving = True
+        for lease in worker.unsent:
+            worker.leases.remove(lease)
+        self._put_back(worker.unsent)
+        worker.unsent = []
+        if len(worker.leases) > 1 and worker.withdrawn is None:
+            worker.withdrawn = worker.actor.withdraw.remote()
+        self._end_first(worker)
+
+    def _end_first(self, worker: _Worker) -> None:
+        """Have the trial that runs in a leaving actor save at its next report, and end there. One that parks at each
+        report is given a lease that does that."""
+        if worker.leaving and worker.leases and not worker.leases[0].each_report:
+            first = worker.leases[0]
+            worker.actor.unwind.remote(first.trial.id, first.attempt, parked=False)
+
+    def _leave(self) -> None:
+        """Actors whose node is to go, and that have nothing to do any more, end: then the node can."""
+        now = time.monotonic()
+        for worker in list(self._workers):
+            waits = worker.parked is not None and worker.short and now - worker.since < _SHORT_S
+            if worker.leaving and not worker.leases and not waits:
+                self._dismiss(worker, at_once=False)
+
     # ------------------------------------------------------------------------------------------------------ leases
 
     def _give_out(self) -> None:
@@ -333,6 +450,8 @@ class RayActors:
                 lease = replace(lease, slot=worker.slot)
             if lease.origin and lease.checkpoint is None and worker.parked != lease.trial.id:
                 self._warn_of_repetition(lease)
+            if worker.leaving:
+                lease = replace(lease, last=True)
             if not worker.leases:
                 worker.heard, worker.since = False, time.monotonic()
             worker.leases.append(lease)
@@ -370,7 +489,7 @@ class RayActors:
             return self._slot
         try:
             slot = self._wanted(lease) if self._slot_of is None else self._slot_of(lease.trial.config)
-            slots_in(self._nodes, slot)
+            slots_in(self._nodes.known, slot)
         except Exception as error:  # the user's function, or what it asks for
             whose = "which the scheduler gave this trial" if self._resizes else "of this configuration"
             message = f"the resources {whose}: {type(error).__name__}: {error}"
@@ -383,7 +502,10 @@ class RayActors:
         """Where a lease goes: to the actor its trial is parked in, else to an empty one, else to any that is idle."""
         if self._by_size:
             return self._place_by_size(lease, slot)
-        free = [worker for worker in self._workers if worker.stream is not None and len(worker.leases) <= self._ahead]
+        home = next((worker for worker in self._workers if worker.parked == lease.trial.id and not worker.leases), None)
+        if home is not None and home.leaving and not self._leaves(home, lease):
+            return home
+        free = [worker for worker in self._up() if not worker.leaving and len(worker.leases) <= self._ahead]
         return min(free, key=lambda worker: _preference(worker, lease), default=None)
 
     def _place_by_size(self, lease: Lease, slot: Slot) -> _Worker | None:
@@ -394,7 +516,8 @@ class RayActors:
             if not self._leaves(home, lease):
                 return home
             idle.remove(home)
-            self._retire(home)
+            self._dismiss(home, at_once=False)
+        idle = [worker for worker in idle if not worker.leaving]
         same = [worker for worker in idle if worker.slot == slot]
         if same:
             return min(same, key=lambda worker: _preference(worker, lease))
@@ -402,7 +525,7 @@ class RayActors:
         while not self._fits(slot):
             if not idle:
                 return None
-            self._retire(idle.pop(0))
+            self._dismiss(idle.pop(0), at_once=False)
         return self._hire(slot)
 
     def _wanted(self, lease: Lease) -> Slot:
@@ -411,7 +534,8 @@ class RayActors:
 
     def _leaves(self, home: _Worker, lease: Lease) -> bool:
         """Whether a trial leaves the actor it is parked in for another: never where it would lose steps."""
-        return self._resizes and home.slot != self._wanted(lease) and home.stands == lease.checkpoint
+        is_to = home.leaving or (self._resizes and home.slot != self._wanted(lease))
+        return is_to and home.stands == lease.checkpoint
 
     def _make_more_room(self) -> None:
         """What is free may lie scattered, as half of one GPU and half of another: then one more idle actor must go."""
@@ -424,7 +548,8 @@ class RayActors:
         gpu = any(worker.slot.gpu for worker in late)
         idle = [worker for worker in self._workers if worker.stream is not None and not worker.leases]
         if idle:
-            self._retire(min(idle, key=lambda each: (gpu and not each.slot.gpu, each.parked is not None, each.since)))
+            least_missed = min(idle, key=lambda each: (gpu and not each.slot.gpu, each.parked is not None, each.since))
+            self._dismiss(least_missed, at_once=False)
         elif self._resizes:
             for worker in late:
                 if worker.late >= _HOPELESS and worker.slot != self._slot:
@@ -438,18 +563,13 @@ class RayActors:
         """What a trial was given cannot be had: somebody else has it, or what is free lies scattered."""
         self._modest.update(lease.trial.id for lease in worker.leases)
         _log.warning("%s cannot be had now: trials %s go on with %s", worker.slot, sorted(self._modest), self._slot)
-        self._workers.remove(worker)
-        ray.kill(worker.actor, no_restart=True)
+        self._dismiss(worker)
         self._put_back(list(worker.leases))
-
-    def _retire(self, worker: _Worker) -> None:
-        self._workers.remove(worker)
-        worker.actor.close.remote()
-        worker.actor.__ray_terminate__.remote()
 
     def _fits(self, slot: Slot) -> bool:
         within = self._most is None or len(self._workers) < self._most
-        return within and fits_beside(self._nodes, [worker.slot for worker in self._workers], slot)
+        taken = [worker.slot for worker in self._workers if not worker.leaving]
+        return within and fits_beside(self._nodes.staying, taken, slot)
 
     def _send(self, worker: _Worker) -> None:
         if worker.unsent and worker.stream is not None:
@@ -473,6 +593,7 @@ class RayActors:
         for lease in back:
             worker.leases.remove(lease)
         self._put_back(back)
+        self._end_first(worker)
 
     def _put_back(self, leases: Sequence[Lease]) -> None:
         """Leases that had not begun wait for another actor; those that were to end are over."""
@@ -513,12 +634,21 @@ class RayActors:
         )  # or its lease was taken back before it began
         worker.parked = last.trial if stays else None
         if isinstance(last, Ended) and last.how.parks:
-            worker.stands = last.step
+            worker.stands, worker.short = last.step, lease.each_report and last.level < lease.until
         else:
+            worker.short = False
             self._modest.clear()  # something is given back
         worker.heard, worker.since = False, time.monotonic()
-        self._deadlines.pop((last.trial, last.attempt), None)
+        asked = self._deadlines.pop((last.trial, last.attempt), None) is not None
         self._lease_s += 0.2 * (last.spent - self._lease_s)
+        if worker.leaving:
+            self._end_first(worker)
+            self._announce()  # the slot is gone before the lease is over: else another would be given out for it
+            if isinstance(last, Ended) and last.how is How.UNWOUND and not asked:
+                if not last.metrics:  # it never began
+                    self._put_back([replace(lease, last=False)])
+                    return
+                last = replace(_failed(lease, Failure.NODE, f"the node {worker.node} is to go"), spent=last.spent)
         self._events.append(last)
 
     # ------------------------------------------------------------------------------------------------------- slots
@@ -528,17 +658,19 @@ class RayActors:
         if not self._by_size:
             if self._ahead_allowed:
                 self._ahead = _power_of_two(min(_AHEAD, int(_AHEAD_S / max(self._lease_s, 1e-6))))
-            slots = sum(worker.stream is not None for worker in self._workers) * (1 + self._ahead)
+            slots = sum(not worker.leaving for worker in self._up()) * (1 + self._ahead)
+            slots += sum(len(worker.leases) or worker.short for worker in self._workers if worker.leaving)
         else:
-            out = len(self._waiting) + sum(bool(worker.leases) for worker in self._workers)
-            busy = [worker.slot for worker in self._workers if worker.leases]
-            more = self._least is None or fits_beside(self._nodes, busy, self._least)
+            out = len(self._waiting) + len(self._in_doubt) + sum(bool(worker.leases) for worker in self._workers)
+            busy = [worker.slot for worker in self._workers if worker.leases and not worker.leaving]
+            more = self._least is None or fits_beside(self._nodes.staying, busy, self._least)
             within = self._most is None or out < self._most
             slots = out + (not self._waiting and more and within)
-        if slots != self._announced:
-            self._announced = slots
-            self._events.append(Slots(time.time(), slots, self._news))
-            self._news = None
+        nodes = tuple(map(_whole_node, self._nodes.staying)) if self._resizes else ()
+        news = nodes != self._told and bool(nodes)  # where none is left, the rules go by what there was
+        if slots != self._announced or news:
+            self._announced, self._told = slots, nodes if news else self._told
+            self._events.append(Slots(time.time(), slots, nodes if news else None))
 
 
 def _whole_node(node: Mapping[str, float]) -> Slot:

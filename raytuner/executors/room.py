@@ -31,13 +31,18 @@ def least(one: Slot, other: Slot) -> Slot:
     )
 
 
+def count(nodes: Sequence[Mapping[str, float]], slot: Slot) -> int:
+    """How many slots fit on nodes, perhaps none; a slot lies on one node."""
+    want = wants(slot).items()
+    return sum(min(_times(name, node.get(name, 0), amount) for name, amount in want) for node in nodes)
+
+
 def slots_in(nodes: Sequence[Mapping[str, float]], slot: Slot) -> int:
     """How many slots fit on a cluster's nodes, given what each has; a slot lies on one node.
 
     Raises `NoResources` where none fits, naming what the most a node has falls short of.
     """
-    want = wants(slot)
-    fit = sum(min(_times(name, node.get(name, 0), amount) for name, amount in want.items()) for node in nodes)
+    want, fit = wants(slot), count(nodes, slot)
     if not fit:
         most = {name: max((node.get(name, 0) for node in nodes), default=0) for name in want}
         short = [f"{name}: {want[name]:g} wanted, {most[name]:g} there" for name in want if want[name] > most[name]]
