@@ -11,11 +11,13 @@ no pickle. Report columns are typed by what trials report; a new metric begins a
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import count, pairwise
 from pathlib import Path
@@ -91,6 +93,19 @@ _WORTH_A_THREAD_S = 0.0005
 Row = Event | Decision
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage is collected meanwhile: of the hundred thousands of objects that a long record becomes none is, and to
+    look at all of them again and again takes longer than to make them."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 class Journal:
     """The writing side. One at a time: whoever opens it holds the study's lock (`raytuner.folder`).
 
@@ -98,6 +113,7 @@ class Journal:
     Raises `DamagedSegment` if the record is damaged elsewhere.
     """
 
+    @uncollected()
     def __init__(self, root: Path) -> None:
         self._events = _Table(root / "journal")
         self._reports = _Table(root / "reports")
@@ -116,10 +132,10 @@ class Journal:
     def last_steps(self) -> dict[int, int]:
         """The highest step that each trial had reported when this journal was opened."""
         steps: dict[int, int] = {}
-        for turn in self._before[1]:
-            trials, seen = turn.batch.column("trial").to_pylist(), turn.batch.column("step").to_pylist()
-            for trial, step in zip(trials, seen, strict=True):
-                steps[trial] = max(step, steps.get(trial, 0))
+        trials, seen = _numbers(self._before[1], "trial"), _numbers(self._before[1], "step")
+        for trial, step in zip(trials, seen, strict=True):
+            if step > steps.get(trial, 0):
+                steps[trial] = step
         return steps
 
     def commit(self, rows: Sequence[Row], reports: Sequence[Reports]) -> None:
@@ -245,6 +261,7 @@ class Record:
     reports: pa.Table
 
 
+@uncollected()
 def read(root: Path) -> Record:
     """Read a study's record, also while a driver writes it; changes nothing. Needs neither Ray nor the user's code.
 
@@ -256,6 +273,13 @@ def read(root: Path) -> Record:
     _may_be_cut([turn for turn in events if turn.number >= whole], whole)  # the reports may have grown meanwhile
     batches = [turn.batch for turn in reports if turn.number < whole]
     return Record(list(_rows([turn for turn in events if turn.number < whole])), _one_table(batches))
+
+
+def _numbers(turns: Sequence[Turn], column: str) -> list[int]:
+    """One of the columns of `REPORTS`."""
+    place = REPORTS.get_field_index(column)
+    found: list[int] = pa.chunked_array([turn.batch.column(place) for turn in turns], pa.int64()).to_numpy().tolist()
+    return found
 
 
 def _rows(turns: Sequence[Turn]) -> Iterator[Row]:

@@ -16,7 +16,9 @@ from __future__ import annotations
 import os
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -87,8 +89,7 @@ def read_segment(path: Path, last: bool) -> tuple[list[Turn], int]:
     Raises `DamagedSegment` for anything else that is not as written.
     """
     raw = path.read_bytes()
-    schema: pa.Schema | None = None
-    turns: list[Turn] = []
+    marks: list[tuple[int, int, bool]] = []  # of the messages: where each begins, its turn, whether that is joint
     offset = 0
     while offset < len(raw):
         found = _message(raw, offset)
@@ -97,16 +98,33 @@ def read_segment(path: Path, last: bool) -> tuple[list[Turn], int]:
                 break
             raise DamagedSegment(f"{path} is damaged at byte {offset}: what stands there is not what was written")
         size, turn, joint = found
-        message = pa.ipc.read_message(pa.py_buffer(raw).slice(offset, size))
-        expected = "schema" if schema is None else "record batch"
-        if message.type != expected:
-            raise DamagedSegment(f"{path} is damaged at byte {offset}: a {expected} belongs there, not {message.type}")
-        if schema is None:
-            schema = pa.ipc.read_schema(message)
-        else:
-            turns.append(Turn(turn, joint, pa.ipc.read_record_batch(message, schema), path, offset))
+        marks.append((offset, turn, joint))
         offset += size
+    batches = _batches(path, pa.py_buffer(raw), [begin for begin, _, _ in marks] + [offset])
+    turns = [
+        Turn(turn, joint, batch, path, begin) for (begin, turn, joint), batch in zip(marks[1:], batches, strict=True)
+    ]
     return turns, offset
+
+
+def _batches(path: Path, raw: pa.Buffer, bounds: Sequence[int]) -> list[pa.RecordBatch]:
+    """What the messages between these bounds hold: a schema, and batches of it."""
+    if len(bounds) < 2:
+        return []
+    try:
+        batches = list(pa.ipc.open_stream(raw.slice(0, bounds[-1])))
+    except (pa.ArrowException, OSError) as error:
+        wrong = str(error)
+    else:
+        if len(batches) == len(bounds) - 2:
+            return batches
+        wrong = f"it holds {len(batches)} batches"
+    for place, (begin, end) in enumerate(pairwise(bounds)):
+        message = pa.ipc.read_message(raw.slice(begin, end - begin))
+        expected = "schema" if place == 0 else "record batch"
+        if message.type != expected:
+            raise DamagedSegment(f"{path} is damaged at byte {begin}: a {expected} belongs there, not {message.type}")
+    raise DamagedSegment(f"{path} is damaged: {wrong}")
 
 
 def truncate(path: Path, size: int) -> None:
