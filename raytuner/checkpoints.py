@@ -35,7 +35,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from raytuner.durable import make_folders, sync_folder
+from raytuner.durable import make_folders, not_a_folder, open_plain, sync_folder
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ _SYNCS = 8  # files that are brought to disk at the same time
 _OPEN = 64  # and that wait for it, open
 _PIECE = 16 * CHUNK  # of a large file, so much is brought to disk while the rest is read
 _WORTH_A_THREAD_S = 0.0001
+_LONGEST = 255  # bytes in a file's name
 
 
 class DamagedCheckpoint(Exception):
@@ -161,6 +162,7 @@ class Store:
         A damaged one is replaced.
         """
         source, final, folder = os.path.abspath(source_dir), self.path(trial, step), self._folder(trial)
+        self._check_root()
         with suppress(DamagedCheckpoint):
             digest = self.verify(trial, step)
             sync_folder(folder)  # whoever renamed it may have died before this
@@ -194,9 +196,10 @@ class Store:
         An `OSError` (no permission, a storage that does not answer) says nothing about the checkpoint, and is raised.
         """
         path = self.path(trial, step)
-        for folder in (self._folder(trial), path):
+        for folder in (self.root, self._folder(trial), path):
             if not _is_folder(folder):
-                raise DamagedCheckpoint(path, "", "there is no such directory")
+                what = not_a_folder(folder)
+                raise DamagedCheckpoint(path, "", f"{folder} is {what}" if what else "there is no such directory")
         digest, expected = _read_manifest(path, trial, step)
         files, folders, others = _scan(path)
         for name, kind in others:
@@ -232,6 +235,7 @@ class Store:
     def hide(self, trial: int, step: int) -> str | None:
         """The first half of `delete`: make it a temporary, and return its path; None if it is not there."""
         path, folder = self.path(trial, step), self._folder(trial)
+        self._check_root()
         if not _is_folder(folder):
             return None
         hidden = os.path.join(folder, f"{TEMPORARY}{_name('step', step)}-{os.getpid()}{_DELETED}")
@@ -248,6 +252,7 @@ class Store:
         Returns the paths that are gone. Only while no trial runs: a checkpoint that is being published would go too.
         Names that are not the store's own are left alone.
         """
+        self._check_root()
         wanted: dict[int, set[int]] = {}
         for trial, step in referenced:
             wanted.setdefault(trial, set()).add(step)
@@ -262,6 +267,7 @@ class Store:
     def sweep_trial(self, trial: int, referenced: Collection[int]) -> list[str]:
         """The same for one trial, while that trial does not run; ``referenced`` are steps."""
         folder = self._folder(trial)
+        self._check_root()
         if not _is_folder(folder):
             return []
         gone = []
@@ -279,12 +285,20 @@ class Store:
 
     def tidy(self, trial: int) -> None:
         """Remove what a process that died while it published left half-written, before the trial runs again."""
-        for name in _names(folder := self._folder(trial)):
+        self._check_root()
+        if not _is_folder(folder := self._folder(trial)):
+            return
+        for name in _names(folder):
             if name.startswith(TEMPORARY) and not name.endswith(_DELETED):
                 _removed(os.path.join(folder, name))
 
     def _folder(self, trial: int) -> str:
         return os.path.join(self.root, _name("trial", trial))
+
+    def _check_root(self) -> None:
+        """Nothing is written or removed through a link that stands where the store belongs."""
+        if what := not_a_folder(self.root):
+            raise DamagedCheckpoint(self.root, "", f"it is {what}")
 
 
 class Janitor:
@@ -404,13 +418,15 @@ def _safe(name: object) -> str:
     """A relative path that stays inside the checkpoint."""
     if not isinstance(name, str) or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
         raise ValueError(f"{name!r:.80} is not a path inside the checkpoint")
+    if any(len(part.encode("utf-8", "surrogatepass")) > _LONGEST for part in name.split("/")):
+        raise ValueError(f"{name!r:.80} … is longer than a file's name can be")
     return name
 
 
 def _read_manifest(path: str, trial: int, step: int) -> tuple[str, Manifest]:
     """Hash and content; `DamagedCheckpoint` unless it is this checkpoint's."""
     try:
-        with _open_plain(os.path.join(path, MANIFEST)) as file:
+        with open_plain(os.path.join(path, MANIFEST)) as file:
             data = file.read()
     except FileNotFoundError:
         raise DamagedCheckpoint(path, MANIFEST, "the file is missing") from None
@@ -429,7 +445,7 @@ def _read_manifest(path: str, trial: int, step: int) -> tuple[str, Manifest]:
 def _is_ours(path: str) -> bool:
     """Whether this directory was published by a store: has one of our manifests, whole or not."""
     try:
-        with _open_plain(os.path.join(path, MANIFEST)) as file:
+        with open_plain(os.path.join(path, MANIFEST)) as file:
             return FORMAT.encode() in file.read(200)
     except (OSError, ValueError):
         return False
@@ -509,7 +525,7 @@ def _copy_file(source: str, target: str, sync: Sync) -> tuple[int, str]:
 
     def chunks() -> Iterator[bytes]:
         nonlocal size
-        with _open_plain(source) as file:
+        with open_plain(source) as file:
             while chunk := file.read(CHUNK):
                 size += len(chunk)
                 digest.update(chunk)
@@ -541,7 +557,7 @@ def _verify_file(path: str, name: str, size: int, sha256: str) -> None:
     """Compare one file with what its manifest says."""
     digest = hashlib.sha256()
     try:
-        with _open_plain(os.path.join(path, name)) as file:
+        with open_plain(os.path.join(path, name)) as file:
             actual = os.fstat(file.fileno()).st_size
             if actual != size:
                 raise DamagedCheckpoint(path, name, f"its size is {actual} bytes, and was {size}")
@@ -553,20 +569,6 @@ def _verify_file(path: str, name: str, size: int, sha256: str) -> None:
         raise DamagedCheckpoint(path, name, str(error)) from None
     if digest.hexdigest() != sha256:
         raise DamagedCheckpoint(path, name, f"its sha256 is {digest.hexdigest()}, and was {sha256}")
-
-
-def _open_plain(path: str) -> Any:
-    """Open a regular file for reading; `ValueError` for a link, a pipe, a directory."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe would block for ever
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise ValueError(f"{path} is a symbolic link") from None
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ValueError(f"{path} is not a plain file")
-    return os.fdopen(descriptor, "rb")
 
 
 def _scan(root: str) -> tuple[list[str], list[str], list[tuple[str, str]]]:

@@ -277,8 +277,8 @@ class Driver:
                 self._owed.pop(event.trial, None)
             try:
                 taken = self._rehearse(event, answers)
-            except (IllegalChange, Deadlock) as error:
-                raise ReplayDiffers(_message(event, decisions, f"to fail: {error}")) from error
+            except (IllegalChange, Deadlock, LookupError, TypeError, ValueError) as error:
+                raise ReplayDiffers(_message(event, decisions, f"to fail: {error!r}")) from error
             if taken != decisions:
                 raise ReplayDiffers(_difference(event, decisions, taken))
         return epoch

@@ -15,18 +15,18 @@ import gc
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import count, pairwise
+from itertools import count, groupby, pairwise
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from raytuner.actions import Answer, Exhausted, Fork, Proposal, Resume, Start, Wait
-from raytuner.durable import make_folders, sync_file, sync_folder
+from raytuner.durable import make_folders, not_a_folder, sync_file, sync_folder
 from raytuner.events import (
     Checkpointed,
     Decision,
@@ -47,7 +47,7 @@ from raytuner.events import (
     Ticked,
 )
 from raytuner.segments import DamagedSegment, SegmentWriter, Turn, read_segment, truncate
-from raytuner.space import pack, unpack
+from raytuner.space import pack, unpack_value
 from raytuner.trial import Failure, Report, Reports, Slot, State, Why
 
 FORMAT = 2
@@ -115,8 +115,7 @@ class Journal:
 
     @uncollected()
     def __init__(self, root: Path) -> None:
-        self._events = _Table(root / "journal")
-        self._reports = _Table(root / "reports")
+        self._events, self._reports = _tables(root)
         self._before = _repair(self._events, self._reports)
         self.turn = max((turns[-1].number for turns in self._before if turns), default=-1) + 1
         self._seen: dict[str, pa.DataType] = {}
@@ -243,8 +242,9 @@ class Journal:
 
 def is_complete(root: Path) -> bool:
     """Whether a study's record ends with the study's end; only its last pages are looked at."""
-    segments = _Table(root / "journal").segments()
-    turns = read_segment(segments[-1], last=True)[0] if segments else []
+    journal = _tables(root)[0]
+    segments = journal.segments()
+    turns = journal.read_one(segments[-1], last=True)[0] if segments else []
     if not turns:
         return False
     rows = list(_rows(turns[-1:]))
@@ -268,7 +268,7 @@ def read(root: Path) -> Record:
     ``reports``: the columns of `REPORTS` and one column per metric, named as it was reported; of a step that was
     reported twice the first row. Raises `DamagedSegment`.
     """
-    events, reports = _Table(root / "journal").read()[0], _Table(root / "reports").read()[0]
+    events, reports = (table.read()[0] for table in _tables(root))
     whole = _whole(events, reports)
     _may_be_cut([turn for turn in events if turn.number >= whole], whole)  # the reports may have grown meanwhile
     batches = [turn.batch for turn in reports if turn.number < whole]
@@ -277,14 +277,16 @@ def read(root: Path) -> Record:
 
 def _numbers(turns: Sequence[Turn], column: str) -> list[int]:
     """One of the columns of `REPORTS`."""
-    place = REPORTS.get_field_index(column)
-    found: list[int] = pa.chunked_array([turn.batch.column(place) for turn in turns], pa.int64()).to_numpy().tolist()
+    found: list[int] = []
+    for _, segment in groupby(turns, key=lambda turn: turn.path):
+        found += pa.Table.from_batches([turn.batch for turn in segment])[column].to_numpy().tolist()
     return found
 
 
 def _rows(turns: Sequence[Turn]) -> Iterator[Row]:
-    table = pa.Table.from_batches([turn.batch for turn in turns], JOURNAL)
-    return (_decode(row) for row in table.to_pylist())
+    table = pa.Table.from_batches([turn.batch for turn in turns], JOURNAL).combine_chunks()
+    folder = turns[0].path.parent if turns else Path()
+    return (_decode(row, folder) for row in table.to_pylist())
 
 
 # ------------------------------------------------------------------------------------------- tables of segments
@@ -293,12 +295,23 @@ def _rows(turns: Sequence[Turn]) -> Iterator[Row]:
 class _Table:
     """A folder of numbered segments, read in order and appended to at the end."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, fits: Callable[[pa.Schema], bool]) -> None:
         self.folder = folder
+        self._fits = fits
         self._writer: SegmentWriter | None = None
 
     def segments(self) -> list[Path]:
+        if what := not_a_folder(self.folder):
+            raise DamagedSegment(f"{self.folder} is {what}")
         return sorted(self.folder.glob("[0-9]*.arrow"))
+
+    def read_one(self, path: Path, last: bool) -> tuple[list[Turn], int]:
+        """`read_segment`, of this table's schema."""
+        turns, good = read_segment(path, last)
+        if turns and not self._fits(turns[0].batch.schema):
+            found = ", ".join(f"{field.name:.40}: {field.type!s:.40}" for field in turns[0].batch.schema)
+            raise DamagedSegment(f"{path} has other columns than belong into a {self.folder.name} table: {found:.500}")
+        return turns, good
 
     def read(self) -> tuple[list[Turn], int]:
         """All turns, and the byte at which the last segment's torn tail begins, if it has one."""
@@ -308,7 +321,7 @@ class _Table:
         for number, path in enumerate(segments):
             if path.name != _segment(number):
                 raise DamagedSegment(f"{self.folder} lacks {_segment(number)}: next in it is {path.name}")
-            found, good = read_segment(path, last=path == segments[-1])
+            found, good = self.read_one(path, last=path == segments[-1])
             turns += found
         for before, after in pairwise(turns):
             if after.number <= before.number:
@@ -332,6 +345,23 @@ class _Table:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _tables(root: Path) -> tuple[_Table, _Table]:
+    """Events and reports."""
+    return _Table(root / "journal", JOURNAL.equals), _Table(root / "reports", _is_of_reports)
+
+
+def _is_of_reports(schema: pa.Schema) -> bool:
+    """Whether it is `REPORTS`, and columns of metrics of the types that these have."""
+    own = len(REPORTS)
+    metrics = [schema.field(place) for place in range(own, len(schema))]
+    kinds = (pa.bool_(), pa.int64(), pa.float64(), pa.string())
+    return (
+        pa.schema([schema.field(place) for place in range(min(own, len(schema)))]).equals(REPORTS)
+        and all(field.name.startswith(METRIC) and field.type in kinds for field in metrics)
+        and len(set(schema.names)) == len(schema)
+    )
 
 
 def _segment(number: int) -> str:
@@ -491,7 +521,16 @@ def _json(value: Any) -> str:
 
 
 def _value(text: str) -> Any:
-    return unpack(json.loads(text))
+    packed = json.loads(text)
+    return unpack_value(packed) if '"$' in text else packed  # only what has a tag is packed
+
+
+def _fields(text: str) -> dict[str, Any]:
+    """The same of a dict."""
+    value = _value(text)
+    if not isinstance(value, dict):
+        raise ValueError(text)
+    return value
 
 
 def _encode(row: Row) -> dict[str, Any]:
@@ -595,13 +634,45 @@ def _encode(row: Row) -> dict[str, Any]:
             return {"kind": "finish", "number": int(complete), "text": _utf8(reason)}
 
 
-def _decode(row: Mapping[str, Any]) -> Row:
+_NEEDS: Mapping[str, Sequence[str]] = {
+    "opened": ("at", "number"),
+    "slots": ("at", "number"),
+    "proposed": ("at", "trial"),
+    "reported": ("at", "trial", "attempt"),
+    "checkpointed": ("at", "trial", "attempt", "step"),
+    "loaded": ("at", "trial", "attempt", "source", "step", "text"),
+    "ended": ("at", "trial", "attempt", "step", "level", "spent"),
+    "failed": ("at", "trial", "attempt", "text", "spent"),
+    "ticked": ("at",),
+    "stop_asked": ("at", "text"),
+    "start": ("trial", "until"),
+    "resume": ("trial", "until"),
+    "fork": ("trial", "source", "until"),
+    "over": ("trial", "text"),
+    "retry": ("trial",),
+    "drop": ("trial", "step"),
+    "finish": ("number", "text"),
+}
+"""The columns that a row of a kind has, besides those that are looked at anyway."""
+
+_COUNTS = ("trial", "attempt", "step", "source", "until", "number")
+
+
+def _decode(row: Mapping[str, Any], folder: Path) -> Row:
     """The event or decision that a row of the journal stands for."""
     try:
+        for name in _NEEDS.get(row["kind"], ()):
+            if row[name] is None:
+                raise ValueError(name)
+        for name in _COUNTS:
+            if (number := row[name]) is not None and number < 0:
+                raise ValueError(name)
         return _known(row)
-    except (KeyError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
         shown = {name: value for name, value in row.items() if value is not None}
-        raise DamagedSegment(f"this version (format {FORMAT}) cannot read a row of the journal: {shown}") from None
+        raise DamagedSegment(
+            f"{folder}: this version (format {FORMAT}) cannot read a row of the journal: {shown!r:.1000}"
+        ) from None
 
 
 def _known(row: Mapping[str, Any]) -> Row:
@@ -618,25 +689,25 @@ def _known(row: Mapping[str, Any]) -> Row:
             reports = tuple(Report(*said) for said in _value(row["data"]))
             return Reported(at, trial, attempt, reports)
         case "checkpointed":
-            return Checkpointed(at, trial, attempt, step, _value(row["data"]), row["text"] or "")
+            return Checkpointed(at, trial, attempt, step, _fields(row["data"]), row["text"] or "")
         case "loaded":
             return Loaded(at, trial, attempt, row["source"], step, row["text"])
         case "ended":
-            metrics = _value(row["data"])
+            metrics = _fields(row["data"])
             return Ended(at, trial, attempt, How[row["what"]], step, row["level"], metrics, row["spent"])
         case "failed":
-            remedy = _value(row["data"]) if row["data"] else None
+            remedy = _fields(row["data"]) if row["data"] else None
             return Failed(at, trial, attempt, Failure[row["what"]], row["text"], row["spent"], remedy)
         case "ticked":
             return Ticked(at)
         case "stop_asked":
             return StopAsked(at, row["text"], bool(row["number"]))
         case "start":
-            return Start(trial, row["until"], _value(row["config"]) if row["config"] else None)
+            return Start(trial, row["until"], _fields(row["config"]) if row["config"] else None)
         case "resume":
             return Resume(trial, row["until"])
         case "fork":
-            return Fork(trial, row["source"], _value(row["config"]), row["until"], row["number"])
+            return Fork(trial, row["source"], _fields(row["config"]), row["until"], row["number"])
         case "over":
             return Over(trial, State[row["what"]], Why[row["why"]], row["text"])
         case "retry":
@@ -652,7 +723,7 @@ def _known(row: Mapping[str, Any]) -> Row:
 def _answer(row: Mapping[str, Any]) -> Answer:
     match row["what"]:
         case "config":
-            return Proposal(_value(row["config"]), _value(row["data"]))
+            return Proposal(_fields(row["config"]), _fields(row["data"]))
         case "exhausted":
             return Exhausted()
         case "wait":

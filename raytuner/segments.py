@@ -23,10 +23,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from raytuner.durable import open_plain
+
 _KEY = b"raytuner"
-_MARK = re.compile(rb"size=(\d{10}) crc32=([0-9a-f]{8}) turn=(-?\d+) joint=([01])")
+_MARK = re.compile(rb"size=(\d{10}) crc32=([0-9a-f]{8}) turn=(-?\d{1,18}) joint=([01])")
 _START = b"\xff\xff\xff\xff"
 _ZEROS = b"0" * 8
+_EXTENSION = b"\x14\0\0\0ARROW:extension:name"  # as a key of a column's metadata: its length comes first
 _BUFFER = 1 << 16
 
 
@@ -88,7 +91,11 @@ def read_segment(path: Path, last: bool) -> tuple[list[Turn], int]:
     ``last``: nothing was written after this file, so that its tail may be torn; the torn part is passed over.
     Raises `DamagedSegment` for anything else that is not as written.
     """
-    raw = path.read_bytes()
+    try:
+        with open_plain(path) as file:
+            raw = file.read()
+    except ValueError as error:
+        raise DamagedSegment(str(error)) from None
     marks: list[tuple[int, int, bool]] = []  # of the messages: where each begins, its turn, whether that is joint
     offset = 0
     while offset < len(raw):
@@ -111,8 +118,12 @@ def _batches(path: Path, raw: pa.Buffer, bounds: Sequence[int]) -> list[pa.Recor
     """What the messages between these bounds hold: a schema, and batches of it."""
     if len(bounds) < 2:
         return []
+    if _EXTENSION in raw.slice(0, bounds[1]).to_pybytes():  # before Arrow reads it: some are pickles
+        raise DamagedSegment(f"{path} has a column of an Arrow extension type, which is never read")
     try:
         batches = list(pa.ipc.open_stream(raw.slice(0, bounds[-1])))
+        for batch in batches:
+            batch.validate(full=True)  # a checksum does not say that what it covers makes sense
     except (pa.ArrowException, OSError) as error:
         wrong = str(error)
     else:
@@ -129,9 +140,14 @@ def _batches(path: Path, raw: pa.Buffer, bounds: Sequence[int]) -> list[pa.Recor
 
 def truncate(path: Path, size: int) -> None:
     """Cut a file off, durably."""
-    with open(path, "r+b") as file:
-        file.truncate(size)
-        os.fsync(file.fileno())
+    file = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+    try:
+        if os.fstat(file).st_nlink > 1:
+            raise DamagedSegment(f"{path} is damaged at byte {size}, and not cut off there: it has another hard link")
+        os.ftruncate(file, size)
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 class _Sink:
