@@ -132,14 +132,18 @@ class Checkpoint:
         """Add to the notes."""
         self.set_metadata({**self.get_metadata(), **metadata})
 
+    @property
+    def _place(self) -> str:
+        return self.path
+
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Checkpoint) and self.path == other.path
+        return isinstance(other, Checkpoint) and self._place == other._place
 
     def __hash__(self) -> int:
-        return hash(self.path)
+        return hash(self._place)
 
     def __repr__(self) -> str:
-        return f"Checkpoint({self.path!r})"
+        return f"Checkpoint({self._place!r})"
 
 
 # ------------------------------------------------------------------------------------------ where they are kept
@@ -299,6 +303,29 @@ class Store:
         """Nothing is written or removed through a link that stands where the store belongs."""
         if what := not_a_folder(self.root):
             raise DamagedCheckpoint(self.root, "", f"it is {what}")
+
+
+class StoredCheckpoint(Checkpoint):
+    """A published checkpoint that a record tells of. Its files are verified when its ``path`` is first asked for, which
+    raises `DamagedCheckpoint` if they are not what was published.
+
+    ``digest``: the hash of its manifest, where that was recorded.
+    """
+
+    def __init__(self, store: Store, trial: int, step: int, digest: str) -> None:
+        self._store, self._which, self._digest = store, (trial, step), digest
+
+    def __getattr__(self, name: str) -> str:
+        if name != "path" or "_store" not in self.__dict__:
+            raise AttributeError(name)
+        if self._store.verify(*self._which) != self._digest and self._digest:
+            raise DamagedCheckpoint(self._place, MANIFEST, "it is not the one that was published")
+        self.path = self._place
+        return self.path
+
+    @property
+    def _place(self) -> str:
+        return self._store.path(*self._which)
 
 
 class Janitor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raytuner.actions import Fork, Proposal, Resume, Start
-from raytuner.checkpoints import Checkpoint, Store
+from raytuner.checkpoints import Checkpoint, Store, StoredCheckpoint
 from raytuner.events import Checkpointed, Drop, Ended, Failed, How, Loaded, Over, Proposed
 from raytuner.folder import Folder
 from raytuner.held import Held
@@ -272,6 +273,7 @@ def _results(folder: Folder, record: Record) -> list[Result]:
     paused: set[int] = set()
     rungs: dict[int, int] = {}
     checkpoints: dict[int, dict[int, Metrics]] = {}
+    digests: dict[tuple[int, int], str] = {}
     for row in record.rows:
         match row:
             case Proposed(trial=trial, answer=Proposal(config=config)):
@@ -299,8 +301,9 @@ def _results(folder: Folder, record: Record) -> list[Result]:
             case Resume(trial, until):
                 rungs[trial] = until
                 paused.discard(trial)
-            case Checkpointed(trial=trial, step=step, metrics=metrics):
+            case Checkpointed(trial=trial, step=step, metrics=metrics, digest=digest):
                 checkpoints.setdefault(trial, {})[step] = metrics
+                digests[trial, step] = digest
             case Drop(trial, step):
                 checkpoints.get(trial, {}).pop(step, None)
             case _:
@@ -313,9 +316,9 @@ def _results(folder: Folder, record: Record) -> list[Result]:
         config, parent = configs[trial]
         end = over.get(trial)
         kept = [
-            (Checkpoint(store.path(trial, step)), metrics)
+            (StoredCheckpoint(store, trial, step, digests[trial, step]), metrics)
             for step, metrics in sorted(checkpoints.get(trial, {}).items())
-            if Path(store.path(trial, step)).is_dir()
+            if os.path.lexists(store.path(trial, step))
         ]
         failed = end is not None and end.state is State.FAILED
         results.append(
