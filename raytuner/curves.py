@@ -292,7 +292,8 @@ class Recorded:
         self.path = Path(path).expanduser().absolute()
         what = Folder(self.path).read()
         if param_space is None:
-            self.space = Space.from_json(what["space"])
+            with Folder(self.path).interpreted():
+                self.space = Space.from_json(what["space"])
         else:
             self.space = param_space if isinstance(param_space, Space) else Space(param_space)
         record = read(self.path)

@@ -383,7 +383,8 @@ def _may_be_cut(rest: Sequence[Turn], whole: int) -> None:
     if [turn.number for turn in rest] not in ([], [whole]):
         late = max(rest, key=lambda turn: turn.number)
         raise DamagedSegment(
-            f"{late.path} has turn {late.number} at byte {late.offset}, but of turn {whole} a part is missing"
+            f"{late.path} has turn {late.number} at byte {late.offset}, but of turn {whole} a part is missing, in "
+            + " or ".join(str(late.path.parents[1] / table) for table in ("journal", "reports"))
         )
 
 
