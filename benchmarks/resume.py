@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from _common import console, load, middle, print_place, table
+from _common import console, load, middle, number, print_place, table
 
 from raytuner import CheckpointConfig, RunConfig, TuneConfig, Tuner, choice, loguniform, randint, uniform
 from raytuner.driver import Driver
