@@ -31,6 +31,9 @@ _START = b"\xff\xff\xff\xff"
 _ZEROS = b"0" * 8
 _EXTENSION = b"\x14\0\0\0ARROW:extension:name"  # as a key of a column's metadata: its length comes first
 _BUFFER = 1 << 16
+_ONE_THREAD = pa.ipc.IpcReadOptions(
+    use_threads=False
+)  # batches are small: to share one out takes longer than to read it
 
 
 class DamagedSegment(Exception):
@@ -121,7 +124,7 @@ def _batches(path: Path, raw: pa.Buffer, bounds: Sequence[int]) -> list[pa.Recor
     if _EXTENSION in raw.slice(0, bounds[1]).to_pybytes():  # before Arrow reads it: some are pickles
         raise DamagedSegment(f"{path} has a column of an Arrow extension type, which is never read")
     try:
-        batches = list(pa.ipc.open_stream(raw.slice(0, bounds[-1])))
+        batches = list(pa.ipc.open_stream(raw.slice(0, bounds[-1]), options=_ONE_THREAD))
         for batch in batches:
             batch.validate(full=True)  # a checksum does not say that what it covers makes sense
     except (pa.ArrowException, OSError) as error:
