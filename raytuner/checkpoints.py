@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from raytuner.durable import make_folders, sync_folder
+from raytuner.durable import make_folders, not_a_folder, open_plain, sync_folder
 from raytuner.patience import Patience, StorageError, always
 from raytuner.retention import AnyOf as AnyOf
 from raytuner.retention import BestN as BestN
@@ -68,6 +68,7 @@ _OPEN = 64  # and that wait for it, open
 _PIECE = 16 * CHUNK  # of a large file, so much is brought to disk while the rest is read
 _WORTH_A_THREAD_S = 0.0001
 _NO_COPY_RANGE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.ETXTBSY}
+_LONGEST = 255  # bytes in a file's name
 
 
 class DamagedCheckpoint(Exception):
@@ -146,14 +147,18 @@ class Checkpoint:
         """Add to the notes."""
         self.set_metadata({**self.get_metadata(), **metadata})
 
+    @property
+    def _place(self) -> str:
+        return self.path
+
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Checkpoint) and self.path == other.path
+        return isinstance(other, Checkpoint) and self._place == other._place
 
     def __hash__(self) -> int:
-        return hash(self.path)
+        return hash(self._place)
 
     def __repr__(self) -> str:
-        return f"Checkpoint({self.path!r})"
+        return f"Checkpoint({self._place!r})"
 
 
 # ------------------------------------------------------------------------------------------ where they are kept
@@ -189,6 +194,7 @@ class Store:
         A damaged one is replaced.
         """
         source, folder = os.path.abspath(source_dir), self._folder(trial)
+        self._check_root()
         with suppress(DamagedCheckpoint):
             digest = self.verify(trial, step)
             sync_folder(folder)  # whoever renamed it may have died before this
@@ -252,9 +258,10 @@ class Store:
         An `OSError` (no permission, a storage that does not answer) says nothing about the checkpoint, and is raised.
         """
         path = self.path(trial, step)
-        for folder in (self._folder(trial), path):
+        for folder in (self.root, self._folder(trial), path):
             if not _is_folder(folder):
-                raise DamagedCheckpoint(path, "", "there is no such directory")
+                what = not_a_folder(folder)
+                raise DamagedCheckpoint(path, "", f"{folder} is {what}" if what else "there is no such directory")
         return verify_folder(path, trial, step)
 
     def fetch(self, trial: int, step: int, digest: str) -> tuple[str, str]:
@@ -276,13 +283,13 @@ class Store:
         return Checkpoint(self.path(trial, step))
 
     def published(self, trial: int, step: int, digest: str) -> Checkpoint:
-        """One that is there. It is not verified."""
-        return Checkpoint(self.path(trial, step))
+        """One that is there, to be verified when somebody looks at it."""
+        return StoredCheckpoint(self, trial, step, digest)
 
     def all(self) -> set[tuple[int, int]]:
         """The trials and steps of all that are there. They are not verified."""
         trials = [int(name) for name in _names(self.root) if _is_number(name)]
-        return {(trial, step) for trial in trials for step in self.steps(trial) if _is_folder(self.path(trial, step))}
+        return {(trial, step) for trial in trials for step in self.steps(trial)}
 
     def has(self, trial: int, step: int) -> bool:
         """Whether there is anything that goes by the name of this checkpoint."""
@@ -302,6 +309,7 @@ class Store:
     def hide(self, trial: int, step: int) -> str | None:
         """The first half of `delete`: make it a temporary, and return its path; None if it is not there."""
         path, folder = self.path(trial, step), self._folder(trial)
+        self._check_root()
         if not _is_folder(folder):
             return None
         hidden = os.path.join(folder, f"{TEMPORARY}{_name('step', step)}-{os.getpid()}{_DELETED}")
@@ -338,6 +346,7 @@ class Store:
         Returns the paths that are gone. Only while no trial runs: a checkpoint that is being published would go too.
         Names that are not the store's own are left alone.
         """
+        self._check_root()
         wanted: dict[int, set[int]] = {}
         for trial, step in referenced:
             wanted.setdefault(trial, set()).add(step)
@@ -352,6 +361,7 @@ class Store:
     def sweep_trial(self, trial: int, referenced: Collection[int]) -> list[str]:
         """The same for one trial, while that trial does not run; ``referenced`` are steps."""
         folder = self._folder(trial)
+        self._check_root()
         if not _is_folder(folder):
             return []
         gone = []
@@ -369,7 +379,10 @@ class Store:
 
     def tidy(self, trial: int) -> None:
         """Remove what a process that died while it published left half-written, before the trial runs again."""
-        for name in _names(folder := self._folder(trial)):
+        self._check_root()
+        if not _is_folder(folder := self._folder(trial)):
+            return
+        for name in _names(folder):
             if name.startswith(TEMPORARY) and not name.endswith(_DELETED):
                 _removed(os.path.join(folder, name))
 
@@ -378,6 +391,34 @@ class Store:
 
     def _folder(self, trial: int) -> str:
         return os.path.join(self.root, _name("trial", trial))
+
+    def _check_root(self) -> None:
+        """Nothing is written or removed through a link that stands where the store belongs."""
+        if what := not_a_folder(self.root):
+            raise DamagedCheckpoint(self.root, "", f"it is {what}")
+
+
+class StoredCheckpoint(Checkpoint):
+    """A published checkpoint that a record tells of. Its files are verified when its ``path`` is first asked for, which
+    raises `DamagedCheckpoint` if they are not what was published.
+
+    ``digest``: the hash of its manifest, where that was recorded.
+    """
+
+    def __init__(self, store: Store, trial: int, step: int, digest: str) -> None:
+        self._store, self._which, self._digest = store, (trial, step), digest
+
+    def __getattr__(self, name: str) -> str:
+        if name != "path" or "_store" not in self.__dict__:
+            raise AttributeError(name)
+        if self._store.verify(*self._which) != self._digest and self._digest:
+            raise DamagedCheckpoint(self._place, MANIFEST, "it is not the one that was published")
+        self.path = self._place
+        return self.path
+
+    @property
+    def _place(self) -> str:
+        return self._store.path(*self._which)
 
 
 class Janitor:
@@ -521,6 +562,8 @@ def _safe(name: object) -> str:
     """A relative path that stays inside the checkpoint."""
     if not isinstance(name, str) or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
         raise ValueError(f"{name!r:.80} is not a path inside the checkpoint")
+    if any(len(part.encode("utf-8", "surrogatepass")) > _LONGEST for part in name.split("/")):
+        raise ValueError(f"{name!r:.80} … is longer than a file's name can be")
     return name
 
 
@@ -749,20 +792,6 @@ def _verify_file(path: str, name: str, size: int, sha256: str) -> None:
         raise DamagedCheckpoint(path, name, str(error)) from None
     if digest.hexdigest() != sha256:
         raise DamagedCheckpoint(path, name, f"its sha256 is {digest.hexdigest()}, and was {sha256}")
-
-
-def open_plain(path: str) -> Any:
-    """Open a regular file for reading; `ValueError` for a link, a pipe, a directory."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe would block for ever
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise ValueError(f"{path} is a symbolic link") from None
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ValueError(f"{path} is not a plain file")
-    return os.fdopen(descriptor, "rb")
 
 
 def scan(root: str) -> tuple[list[str], list[str], list[tuple[str, str]]]:

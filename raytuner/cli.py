@@ -26,12 +26,14 @@ class _Refused(click.ClickException):
 @contextmanager
 def _at_the_door() -> Iterator[None]:
     """Errors about what the user gave, as sentences."""
+    from raytuner.checkpoints import DamagedCheckpoint
+    from raytuner.driver import ReplayDiffers
     from raytuner.lock import StudyInUse
     from raytuner.segments import DamagedSegment
 
     try:
         yield
-    except (ValueError, TypeError, DamagedSegment, StudyInUse) as error:
+    except (ValueError, TypeError, OSError, DamagedSegment, DamagedCheckpoint, ReplayDiffers, StudyInUse) as error:
         raise _Refused(str(error)) from error
 
 

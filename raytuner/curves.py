@@ -293,7 +293,8 @@ class Recorded:
         self.path = folder.root
         what = folder.read()
         if param_space is None:
-            self.space = Space.from_json(what["space"])
+            with Folder(self.path).interpreted():
+                self.space = Space.from_json(what["space"])
         else:
             self.space = param_space if isinstance(param_space, Space) else Space(param_space)
         record = read(self.path)

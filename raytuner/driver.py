@@ -39,7 +39,7 @@ from raytuner.events import (
     Ticked,
     Unwind,
 )
-from raytuner.journal import Row, events_of
+from raytuner.journal import Row, events_of, uncollected
 from raytuner.ledger import IllegalChange
 from raytuner.protocols import Clock, Executor, Searcher
 from raytuner.retry import Remedies
@@ -319,6 +319,7 @@ class Driver:
 
     # ------------------------------------------------------------------------------------------------- the replay
 
+    @uncollected()
     def _replay(self) -> int:
         """Put the study and the searcher where the record ends; return its last epoch."""
         epoch = 0
@@ -338,8 +339,8 @@ class Driver:
                 self._owed.pop(event.trial, None)
             try:
                 taken = self._rehearse(event, answers)
-            except (IllegalChange, Deadlock) as error:
-                raise ReplayDiffers(_message(event, decisions, f"to fail: {error}")) from error
+            except (IllegalChange, Deadlock, LookupError, TypeError, ValueError) as error:
+                raise ReplayDiffers(_message(event, decisions, f"to fail: {error!r}")) from error
             if taken != decisions:
                 raise ReplayDiffers(_difference(event, decisions, taken))
         return epoch
@@ -355,10 +356,10 @@ class Driver:
             match command:
                 case Tell(seen):
                     self._searcher.tell(seen)
-                case Ask(trial, until, pending):
-                    self._owed[trial] = replace(command, pending=tuple(pending))
-                    if answers.get(trial):
-                        self._searcher.recall(trial, until, pending, answers[trial].popleft())
+                case Ask(trial, until, pending) if answers.get(trial):
+                    self._searcher.recall(trial, until, pending, answers[trial].popleft())
+                case Ask(pending=pending):
+                    self._owed[command.trial] = replace(command, pending=tuple(pending))
                 case Run() | Unwind():
                     pass
                 case _:

@@ -12,16 +12,17 @@ no pickle. Report columns are typed by what trials report; a new metric begins a
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import count, pairwise
+from itertools import count, groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raytuner.actions import Answer, Exhausted, Fork, Proposal, Resume, Start, Wait
-from raytuner.durable import make_folders, sync_file, sync_folder
+from raytuner.durable import make_folders, not_a_folder, sync_file, sync_folder
 from raytuner.events import (
     Checkpointed,
     Damaged,
@@ -55,7 +56,7 @@ from raytuner.events import (
 from raytuner.lock import Hold
 from raytuner.objects import ObjectLog, ObjectTable, read_last_object, read_objects
 from raytuner.segments import DamagedSegment, Epoch, SegmentWriter, Turn, epoch_of, read_segment, truncate
-from raytuner.space import pack, unpack
+from raytuner.space import pack, unpack_value
 from raytuner.storage import Place
 from raytuner.trial import Failure, Report, Reports, Slot, State, Why
 
@@ -103,6 +104,19 @@ _WORTH_A_THREAD_S = 0.0005
 Row = Event | Decision
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage is collected meanwhile: of the hundred thousands of objects that a long record becomes none is, and to
+    look at all of them again and again takes longer than to make them."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 class Journal:
     """The writing side. One at a time: whoever opens it holds the study's lock (`raytuner.folder`).
 
@@ -113,6 +127,7 @@ class Journal:
     writes no more, and what it may have written meanwhile does not count. None: nobody else can have opened it.
     """
 
+    @uncollected()
     def __init__(self, root: Path | Place, hold: Hold | None = None) -> None:
         place = Place.of(root)
         self._events: _Table | ObjectTable
@@ -122,8 +137,8 @@ class Journal:
             self._events, self._reports, self._before = log.events, log.reports, log.before
             _must_be_whole(*self._before)
         else:
-            self._events, self._reports = _Table(place.local / "journal"), _Table(place.local / "reports")
-            self._before = _repair(self._events, self._reports)
+            tables = self._events, self._reports = _tables(place.local)
+            self._before = _repair(*tables)
         self._hold = None if place.local is None else hold
         self.turn = max((turns[-1].number for turns in self._before if turns), default=-1) + 1
         self._seen: dict[str, pa.DataType] = {}
@@ -139,10 +154,10 @@ class Journal:
     def last_steps(self) -> dict[int, int]:
         """The highest step that each trial had reported when this journal was opened."""
         steps: dict[int, int] = {}
-        for turn in self._before[1]:
-            trials, seen = turn.batch.column("trial").to_pylist(), turn.batch.column("step").to_pylist()
-            for trial, step in zip(trials, seen, strict=True):
-                steps[trial] = max(step, steps.get(trial, 0))
+        trials, seen = _numbers(self._before[1], "trial"), _numbers(self._before[1], "step")
+        for trial, step in zip(trials, seen, strict=True):
+            if step > steps.get(trial, 0):
+                steps[trial] = step
         return steps
 
     def commit(self, rows: Sequence[Row], reports: Sequence[Reports]) -> None:
@@ -270,8 +285,9 @@ def is_complete(root: Path | Place) -> bool:
     if place.local is None:
         turns, sure = read_last_object(place), True
     else:
-        segments = _Table(place.local / "journal").segments()
-        turns = read_segment(segments[-1], last=True)[0] if segments else []
+        journal = _tables(place.local)[0]
+        segments = journal.segments()
+        turns = journal.read_one(segments[-1], last=True)[0] if segments else []
         # Else the other half of a turn may be missing, or what stands there was written by a driver that had lost it.
         sure = bool(turns) and not turns[-1].joint and turns[-1].epoch >= max(map(epoch_of, segments))
     if not turns:
@@ -299,6 +315,7 @@ class Record:
     reports: pa.Table
 
 
+@uncollected()
 def read(root: Path | Place) -> Record:
     """Read a study's record, also while a driver writes it; changes nothing. Needs neither Ray nor the user's code.
 
@@ -316,7 +333,7 @@ def _whole_turns(root: Path | Place) -> tuple[list[Turn], list[Turn]]:
         events, reports = read_objects(place)
         whole = _must_be_whole(events, reports)
     else:
-        tables = _Table(place.local / "journal"), _Table(place.local / "reports")
+        tables = _tables(place.local)
         events, reports = _counted([table.read()[0] for table in tables])
         whole = _whole(events, reports)
         _may_be_torn(tables, whole)
@@ -324,10 +341,19 @@ def _whole_turns(root: Path | Place) -> tuple[list[Turn], list[Turn]]:
     return [turn for turn in events if turn.number < whole], [turn for turn in reports if turn.number < whole]
 
 
+def _numbers(turns: Sequence[Turn], column: str) -> list[int]:
+    """One of the columns of `REPORTS`."""
+    found: list[int] = []
+    for _, segment in groupby(turns, key=lambda turn: turn.path):
+        found += pa.Table.from_batches([turn.batch for turn in segment])[column].to_numpy().tolist()
+    return found
+
+
 def rows_of(turns: Sequence[Turn]) -> Iterator[Row]:
     """The rows of turns of the journal, in order."""
-    table = pa.Table.from_batches([turn.batch for turn in turns], JOURNAL)
-    return (_decode(row) for row in table.to_pylist())
+    table = pa.Table.from_batches([turn.batch for turn in turns], JOURNAL).combine_chunks()
+    folder = turns[0].path.parent if turns else Path()
+    return (_decode(row, folder) for row in table.to_pylist())
 
 
 # ------------------------------------------------------------------------------------------- tables of segments
@@ -336,8 +362,9 @@ def rows_of(turns: Sequence[Turn]) -> Iterator[Row]:
 class _Table:
     """A folder of numbered segments, read in order and appended to at the end."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, fits: Callable[[pa.Schema], bool]) -> None:
         self.folder = folder
+        self._fits = fits
         self.epoch: Epoch | None = None  # of what is appended
         self.torn: list[tuple[int, DamagedSegment]] = []
         """Of segments of older epochs whose tails are torn: from which turn on it does not matter, and the error."""
@@ -346,7 +373,17 @@ class _Table:
         self._kept = 0, 0  # segments, and bytes of the last of them, that are durable
 
     def segments(self) -> list[Path]:
+        if what := not_a_folder(self.folder):
+            raise DamagedSegment(f"{self.folder} is {what}")
         return sorted(self.folder.glob("[0-9]*.arrow"))
+
+    def read_one(self, path: Path, last: bool) -> tuple[list[Turn], int]:
+        """`read_segment`, of this table's schema."""
+        turns, good = read_segment(path, last)
+        if turns and not self._fits(turns[0].batch.schema):
+            found = ", ".join(f"{field.name:.40}: {field.type!s:.40}" for field in turns[0].batch.schema)
+            raise DamagedSegment(f"{path} has other columns than belong into a {self.folder.name} table: {found:.500}")
+        return turns, good
 
     def read(self) -> tuple[list[Turn], int]:
         """All turns, and the byte at which the last segment's torn tail begins, if it has one."""
@@ -358,7 +395,7 @@ class _Table:
             if path.name != _segment(number):
                 raise DamagedSegment(f"{self.folder} lacks {_segment(number)}: next in it is {path.name}")
             newer = [later.since for later in epochs[number + 1 :] if later > epochs[number]]
-            found, good = read_segment(path, last=path == segments[-1] or bool(newer))
+            found, good = self.read_one(path, last=path == segments[-1] or bool(newer))
             if newer and good < path.stat().st_size:
                 self.torn.append(
                     (min(newer), DamagedSegment(f"{path} is damaged at byte {good}, and goes on elsewhere"))
@@ -416,6 +453,23 @@ class _Table:
         if writer is not None:
             with suppress(OSError):  # what counts was brought to disk before
                 writer.close()
+
+
+def _tables(root: Path) -> tuple[_Table, _Table]:
+    """Events and reports."""
+    return _Table(root / "journal", JOURNAL.equals), _Table(root / "reports", _is_of_reports)
+
+
+def _is_of_reports(schema: pa.Schema) -> bool:
+    """Whether it is `REPORTS`, and columns of metrics of the types that these have."""
+    own = len(REPORTS)
+    metrics = [schema.field(place) for place in range(own, len(schema))]
+    kinds = (pa.bool_(), pa.int64(), pa.float64(), pa.string())
+    return (
+        pa.schema([schema.field(place) for place in range(min(own, len(schema)))]).equals(REPORTS)
+        and all(field.name.startswith(METRIC) and field.type in kinds for field in metrics)
+        and len(set(schema.names)) == len(schema)
+    )
 
 
 def _segment(number: int) -> str:
@@ -477,7 +531,8 @@ def _may_be_cut(rest: Sequence[Turn], whole: int) -> None:
     if [turn.number for turn in rest] not in ([], [whole]):
         late = max(rest, key=lambda turn: turn.number)
         raise DamagedSegment(
-            f"{late.path} has turn {late.number} at byte {late.offset}, but of turn {whole} a part is missing"
+            f"{late.path} has turn {late.number} at byte {late.offset}, but of turn {whole} a part is missing, in "
+            + " or ".join(str(late.path.parent.parent / table) for table in ("journal", "reports"))
         )
 
 
@@ -622,7 +677,16 @@ def _json(value: Any) -> str:
 
 
 def _value(text: str) -> Any:
-    return unpack(json.loads(text))
+    packed = json.loads(text)
+    return unpack_value(packed) if '"$' in text else packed  # only what has a tag is packed
+
+
+def _fields(text: str) -> dict[str, Any]:
+    """The same of a dict."""
+    value = _value(text)
+    if not isinstance(value, dict):
+        raise ValueError(text)
+    return value
 
 
 def _encode(row: Row) -> dict[str, Any]:
@@ -744,13 +808,48 @@ def _encode(row: Row) -> dict[str, Any]:
             return {"kind": "finish", "number": int(complete), "text": _utf8(reason)}
 
 
-def _decode(row: Mapping[str, Any]) -> Row:
+_NEEDS: Mapping[str, Sequence[str]] = {
+    "opened": ("at", "number"),
+    "slots": ("at", "number"),
+    "proposed": ("at", "trial"),
+    "reported": ("at", "trial", "attempt"),
+    "checkpointed": ("at", "trial", "attempt", "step"),
+    "loaded": ("at", "trial", "attempt", "source", "step", "text"),
+    "ended": ("at", "trial", "attempt", "step", "level", "spent"),
+    "failed": ("at", "trial", "attempt", "text", "spent"),
+    "damaged": ("at", "trial", "attempt", "source", "step", "text", "spent"),
+    "ticked": ("at",),
+    "stop_asked": ("at", "text"),
+    "extended": ("at", "data"),
+    "start": ("trial", "until"),
+    "resume": ("trial", "until"),
+    "fork": ("trial", "source", "until"),
+    "over": ("trial", "text"),
+    "retry": ("trial",),
+    "drop": ("trial", "step"),
+    "quarantine": ("trial", "step"),
+    "finish": ("number", "text"),
+}
+"""The columns that a row of a kind has, besides those that are looked at anyway."""
+
+_COUNTS = ("trial", "attempt", "step", "source", "until", "number")
+
+
+def _decode(row: Mapping[str, Any], folder: Path | Place) -> Row:
     """The event or decision that a row of the journal stands for."""
     try:
+        for name in _NEEDS.get(row["kind"], ()):
+            if row[name] is None:
+                raise ValueError(name)
+        for name in _COUNTS:
+            if (number := row[name]) is not None and number < 0:
+                raise ValueError(name)
         return _known(row)
-    except (KeyError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
         shown = {name: value for name, value in row.items() if value is not None}
-        raise DamagedSegment(f"this version (format {FORMAT}) cannot read a row of the journal: {shown}") from None
+        raise DamagedSegment(
+            f"{folder}: this version (format {FORMAT}) cannot read a row of the journal: {shown!r:.1000}"
+        ) from None
 
 
 def _known(row: Mapping[str, Any]) -> Row:
@@ -767,14 +866,14 @@ def _known(row: Mapping[str, Any]) -> Row:
             reports = tuple(Report(*said) for said in _value(row["data"]))
             return Reported(at, trial, attempt, reports)
         case "checkpointed":
-            return Checkpointed(at, trial, attempt, step, _value(row["data"]), row["text"] or "", row["number"] or 0)
+            return Checkpointed(at, trial, attempt, step, _fields(row["data"]), row["text"] or "", row["number"] or 0)
         case "loaded":
             return Loaded(at, trial, attempt, row["source"], step, row["text"])
         case "ended":
-            metrics = _value(row["data"])
+            metrics = _fields(row["data"])
             return Ended(at, trial, attempt, How[row["what"]], step, row["level"], metrics, row["spent"])
         case "failed":
-            remedy = _value(row["data"]) if row["data"] else None
+            remedy = _fields(row["data"]) if row["data"] else None
             return Failed(at, trial, attempt, Failure[row["what"]], row["text"], row["spent"], remedy)
         case "damaged":
             return Damaged(at, trial, attempt, row["source"], step, row["text"], row["spent"])
@@ -783,13 +882,13 @@ def _known(row: Mapping[str, Any]) -> Row:
         case "stop_asked":
             return StopAsked(at, row["text"], bool(row["number"]))
         case "extended":
-            return Extended(at, row["number"], **_value(row["data"]))
+            return Extended(at, row["number"], **_fields(row["data"]))
         case "start":
-            return Start(trial, row["until"], _value(row["config"]) if row["config"] else None)
+            return Start(trial, row["until"], _fields(row["config"]) if row["config"] else None)
         case "resume":
             return Resume(trial, row["until"])
         case "fork":
-            return Fork(trial, row["source"], _value(row["config"]), row["until"], row["number"])
+            return Fork(trial, row["source"], _fields(row["config"]), row["until"], row["number"])
         case "over":
             return Over(trial, State[row["what"]], Why[row["why"]], row["text"])
         case "retry":
@@ -807,7 +906,7 @@ def _known(row: Mapping[str, Any]) -> Row:
 def _answer(row: Mapping[str, Any]) -> Answer:
     match row["what"]:
         case "config":
-            return Proposal(_value(row["config"]), _value(row["data"]))
+            return Proposal(_fields(row["config"]), _fields(row["data"]))
         case "exhausted":
             return Exhausted()
         case "wait":

@@ -34,9 +34,9 @@ from raytuner.checkpoints import (
     Manifest,
     Staged,
     Store,
-    open_plain,
     take,
 )
+from raytuner.durable import open_plain
 from raytuner.storage import Place
 
 _NAME = re.compile(r"MANIFEST-([0-9a-f]{64})\.json")
@@ -49,7 +49,7 @@ def store_at(where: str | os.PathLike[str] | Place, cache: Path, cache_bytes: in
     return Store(place) if place.local is not None else ObjectStore(place, Cache(cache, cache_bytes))
 
 
-class StoredCheckpoint(Checkpoint):
+class RemoteCheckpoint(Checkpoint):
     """A checkpoint in an object store, whose files are fetched, and verified, when ``path`` is first asked for."""
 
     def __init__(self, store: ObjectStore, trial: int, step: int, digest: str) -> None:
@@ -62,7 +62,7 @@ class StoredCheckpoint(Checkpoint):
         return self._store.fetch(*self._which)[1]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, StoredCheckpoint) and self._key == other._key
+        return isinstance(other, RemoteCheckpoint) and self._key == other._key
 
     def __hash__(self) -> int:
         return hash(self._key)
@@ -155,7 +155,7 @@ class ObjectStore:
 
     def published(self, trial: int, step: int, digest: str) -> Checkpoint:
         """One that is there, to be fetched when somebody looks at it."""
-        return StoredCheckpoint(self, trial, step, digest)
+        return RemoteCheckpoint(self, trial, step, digest)
 
     def all(self) -> set[tuple[int, int]]:
         """The trials and steps of all that are there. They are not verified."""

@@ -325,7 +325,8 @@ def settings_of(recorded: Recorded) -> tuple[TuneConfig, RunConfig, float]:
     from raytuner.folder import Folder
 
     what = Folder(recorded.path).read()["resources"]
-    slot = Slot(gpu=1.0) if "function" in what else Slot(**what)
+    with Folder(recorded.path).interpreted():
+        slot = Slot(gpu=1.0) if "function" in what else Slot(**what)
     space: Any = recorded.space
     tuner = Tuner.restore(recorded.path, Reserved(_MadeUp, slot), param_space=space)
     return tuner._config, tuner._run, slot.gpu

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from raytuner.journal import METRIC, REPORTS, Record, metric_column, read, text_
 from raytuner.object_checkpoints import store_at
 from raytuner.objective import AUTOMATIC, Objective
 from raytuner.retry import merged
+from raytuner.segments import DamagedSegment
 from raytuner.space import pack
 from raytuner.storage import Place
 from raytuner.trial import Config, Metrics, State, Why
@@ -97,7 +99,10 @@ class ResultGrid(Sequence[Result]):
         self._metric: str | None = what["metric"]
         self._mode: str | None = what["mode"]
         self._record = read(self._folder.root)
-        self._all = _results(self._folder, self._record)
+        try:
+            self._all = _results(self._folder, self._record)
+        except (LookupError, TypeError, ValueError) as error:
+            raise DamagedSegment(f"{self._folder.root / 'journal'}: its rows make no study ({error!r})") from error
         self._results = _members(self._all)
 
     @property
@@ -395,8 +400,9 @@ def _with_rays_own(metrics: Metrics, done: bool, checkpoint: int | None) -> Metr
     if not metrics:
         return metrics
     derived: dict[str, Any] = {"done": done}
-    if (at := metrics.get("timestamp")) is not None:
-        derived["date"] = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(at))
+    with suppress(ValueError, OverflowError, OSError, TypeError):  # no time at all
+        if (at := metrics.get("timestamp")) is not None:
+            derived["date"] = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(at))
     if checkpoint is not None:
         derived["checkpoint_dir_name"] = f"{checkpoint:06d}"
     return {**metrics, **{name: value for name, value in derived.items() if name not in metrics}}

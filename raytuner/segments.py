@@ -17,22 +17,28 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
 import pyarrow as pa
 
+from raytuner.durable import open_plain
 from raytuner.storage import Place
 
 _KEY = b"raytuner"
-_MARK = re.compile(rb"size=(\d{10}) crc32=([0-9a-f]{8}) turn=(-?\d+) joint=([01])")
+_MARK = re.compile(rb"size=(\d{10}) crc32=([0-9a-f]{8}) turn=(-?\d{1,18}) joint=([01])")
 _EPOCH = re.compile(rb"number=(\d{1,18}) nonce=([0-9a-f]{0,64}) since=(\d{1,18})")
-_EXTENSION = b"ARROW:extension:name"
 _START = b"\xff\xff\xff\xff"
 _ZEROS = b"0" * 8
+_EXTENSION = b"\x14\0\0\0ARROW:extension:name"  # as a key of a column's metadata: its length comes first
 _BUFFER = 1 << 16
+_ONE_THREAD = pa.ipc.IpcReadOptions(
+    use_threads=False
+)  # batches are small: to share one out takes longer than to read it
 
 
 class DamagedSegment(Exception):
@@ -143,10 +149,8 @@ def read_segment(path: Path, last: bool) -> tuple[list[Turn], int]:
     ``last``: nothing was written after this file, so that its tail may be torn; the torn part is passed over.
     Raises `DamagedSegment` for anything else that is not as written.
     """
-    raw = path.read_bytes()
-    schema: pa.Schema | None = None
-    epoch = Epoch()
-    turns: list[Turn] = []
+    raw = _plain_bytes(path)
+    marks: list[tuple[int, int, bool]] = []  # of the messages: where each begins, its turn, whether that is joint
     offset = 0
     while offset < len(raw):
         found = _message(raw, offset)
@@ -155,26 +159,26 @@ def read_segment(path: Path, last: bool) -> tuple[list[Turn], int]:
                 break
             raise DamagedSegment(f"{path} is damaged at byte {offset}: what stands there is not what was written")
         size, turn, joint = found
-        message = pa.ipc.read_message(pa.py_buffer(raw).slice(offset, size))
-        _expect("schema" if schema is None else "record batch", message, path, offset)
-        if schema is None:
-            schema = pa.ipc.read_schema(message)
-            epoch = Epoch.of(schema)
-        else:
-            turns.append(Turn(turn, joint, pa.ipc.read_record_batch(message, schema), path, offset, epoch))
+        marks.append((offset, turn, joint))
         offset += size
+    batches = _batches(path, pa.py_buffer(raw), [begin for begin, _, _ in marks] + [offset])
+    epoch = Epoch.of(batches[0].schema) if batches else Epoch()
+    turns = [
+        Turn(turn, joint, batch, path, begin, epoch)
+        for (begin, turn, joint), batch in zip(marks[1:], batches, strict=True)
+    ]
     return turns, offset
 
 
 def epoch_of(path: Path) -> Epoch:
     """The epoch of a segment, by a look at its beginning; the first one where that is torn."""
-    with open(path, "rb") as file:
+    with _plain(path) as file:
         raw = file.read(8)
         if raw[:4] == _START:
             raw += file.read(int.from_bytes(raw[4:], "little"))
     if (found := _message(raw, 0)) is None:
         return Epoch()
-    return Epoch.of(pa.ipc.read_schema(pa.ipc.read_message(pa.py_buffer(raw).slice(0, found[0]))))
+    return Epoch.of(_schema(path, pa.py_buffer(raw).slice(0, found[0])))
 
 
 def read_streams(raw: bytes, place: Place) -> list[tuple[pa.Schema, list[Turn]]]:
@@ -192,9 +196,7 @@ def read_streams(raw: bytes, place: Place) -> list[tuple[pa.Schema, list[Turn]]]
         try:
             message = pa.ipc.read_message(pa.py_buffer(raw).slice(offset, size))
             if message.type == "schema":
-                if _EXTENSION in raw[offset : offset + size]:  # before Arrow makes it: some are pickles
-                    raise DamagedSegment(f"{place} has a column of an Arrow extension type, which is never read")
-                streams.append((pa.ipc.read_schema(message), []))
+                streams.append((_schema(place, pa.py_buffer(raw).slice(offset, size)), []))
             elif message.type == "record batch" and streams:
                 schema, turns = streams[-1]
                 batch = pa.ipc.read_record_batch(message, schema)
@@ -226,7 +228,7 @@ class SegmentReader:
         a turn must see whether it came.
         """
         try:
-            with open(self.path, "rb") as file:
+            with _plain(self.path) as file:
                 file.seek(self.offset)
                 raw = file.read()
         except FileNotFoundError:
@@ -237,17 +239,37 @@ class SegmentReader:
             size, turn, joint = found
             message = pa.ipc.read_message(pa.py_buffer(raw).slice(place, size))
             _expect("schema" if schema is None else "record batch", message, self.path, self.offset + place)
-            place += size
             if schema is None:
-                schema = pa.ipc.read_schema(message)
+                schema = _schema(self.path, pa.py_buffer(raw).slice(place, size))
             else:
                 batch = pa.ipc.read_record_batch(message, schema)
-                turns.append(Turn(turn, joint, batch, self.path, self.offset + place - size))
-                end = place
+                turns.append(Turn(turn, joint, batch, self.path, self.offset + place))
+                end = place + size
+            place += size
         self.exhausted = place == len(raw)
         if turns:  # else the file may be made anew, with another schema
             self.offset, self._schema = self.offset + end, schema
         return turns
+
+
+def _plain(path: Path) -> BufferedReader:
+    """The file, open; what is no plain file is no segment."""
+    try:
+        return open_plain(path)
+    except ValueError as error:
+        raise DamagedSegment(str(error)) from None
+
+
+def _plain_bytes(path: Path) -> bytes:
+    with _plain(path) as file:
+        return file.read()
+
+
+def _schema(where: Path | Place, message: pa.Buffer) -> pa.Schema:
+    """The schema that a message holds, unless a column is of a type that is code."""
+    if _EXTENSION in message.to_pybytes():  # before Arrow reads it: some are pickles
+        raise DamagedSegment(f"{where} has a column of an Arrow extension type, which is never read")
+    return pa.ipc.read_schema(pa.ipc.read_message(message))
 
 
 def _expect(kind: str, message: pa.Message, path: Path, offset: int) -> None:
@@ -255,11 +277,37 @@ def _expect(kind: str, message: pa.Message, path: Path, offset: int) -> None:
         raise DamagedSegment(f"{path} is damaged at byte {offset}: a {kind} belongs there, not {message.type}")
 
 
+def _batches(path: Path, raw: pa.Buffer, bounds: Sequence[int]) -> list[pa.RecordBatch]:
+    """What the messages between these bounds hold: a schema, and batches of it."""
+    if len(bounds) < 2:
+        return []
+    _expect("schema", pa.ipc.read_message(raw.slice(0, bounds[1])), path, 0)
+    _schema(path, raw.slice(0, bounds[1]))
+    try:
+        batches = list(pa.ipc.open_stream(raw.slice(0, bounds[-1]), options=_ONE_THREAD))
+        for batch in batches:
+            batch.validate(full=True)  # a checksum does not say that what it covers makes sense
+    except (pa.ArrowException, OSError) as error:
+        wrong = str(error)
+    else:
+        if len(batches) == len(bounds) - 2:
+            return batches
+        wrong = f"it holds {len(batches)} batches"
+    for begin, end in pairwise(bounds[1:]):
+        _expect("record batch", pa.ipc.read_message(raw.slice(begin, end - begin)), path, begin)
+    raise DamagedSegment(f"{path} is damaged: {wrong}")
+
+
 def truncate(path: Path, size: int) -> None:
     """Cut a file off, durably."""
-    with open(path, "r+b") as file:
-        file.truncate(size)
-        os.fsync(file.fileno())
+    file = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+    try:
+        if os.fstat(file).st_nlink > 1:
+            raise DamagedSegment(f"{path} is damaged at byte {size}, and not cut off there: it has another hard link")
+        os.ftruncate(file, size)
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 class _Sink:

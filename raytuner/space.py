@@ -1401,18 +1401,6 @@ def unpack(packed: Any) -> Any:
     """What `pack` packed; also a space's ``param_space`` from its description."""
     tag, body = _tag(packed)
     match tag:
-        case "float":
-            return float(body)
-        case "tuple":
-            return tuple(unpack(item) for item in body)
-        case "list":
-            return [unpack(item) for item in body]
-        case "dict":
-            return {key: unpack(item) for key, item in body.items()}
-        case "held":
-            return Held(*body)
-        case "value":
-            return body
         case "choice":
             return choice([unpack(item) for item in body])
         case "ordinal":
@@ -1424,7 +1412,29 @@ def unpack(packed: Any) -> Any:
             return grid_search([unpack(item) for item in body])
         case "sample_from":
             raise ValueError(f"sample_from({body}) cannot be read back from a description; give param_space again")
-    return _NUMERIC[tag](*body)
+    return _NUMERIC[tag](*body) if tag in _NUMERIC else _unpacked(tag, body, unpack)
+
+
+def unpack_value(packed: Any) -> Any:
+    """What `pack` packed; ValueError where anything else is in it: a domain is no value."""
+    return _unpacked(*_tag(packed), unpack_value)
+
+
+def _unpacked(tag: str, body: Any, inner: Callable[[Any], Any]) -> Any:
+    match tag:
+        case "value":
+            return body
+        case "dict":
+            return {key: inner(item) for key, item in body.items()}
+        case "list":
+            return [inner(item) for item in body]
+        case "tuple":
+            return tuple(inner(item) for item in body)
+        case "float":
+            return float(body)
+        case "held":
+            return Held(*body)
+    raise ValueError(f"'${tag}' is no plain value")
 
 
 def _tag(packed: Any) -> tuple[str, Any]:

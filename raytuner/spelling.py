@@ -37,5 +37,5 @@ def current(spelled: Any, registry: Mapping[str, Any]) -> Any:
     """A spelling as this version spells the same settings: an older one may lack what has come since."""
     try:
         return spell(make(spelled, registry), registry)
-    except (TypeError, ValueError, KeyError):
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError):
         return spelled

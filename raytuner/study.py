@@ -500,6 +500,8 @@ class Study:
     def _retain(self, entry: Entry) -> None:
         """Let go of the checkpoints that retention does not keep: a trial's, with those of the trials it replaced."""
         chain = self._chains.get(entry.trial.id) or [entry]
+        if len(chain) == 1 and len(entry.checkpoints) < 2:  # every rule keeps the newest
+            return
         every = [(each, step) for each in chain for step in sorted(each.checkpoints)]  # in the order they were made in
         held = [place for place, (each, step) in enumerate(every) if (each.trial.id, step) in self._held]
         kept = self._retention.keep(

@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from raytuner.durable import not_a_folder
+
 
 class Surroundings:
     """A trial's surroundings in this process. ``enter`` and ``leave`` by turns, ``forget`` at the end, whatever came
@@ -50,7 +52,12 @@ class Surroundings:
         self._make_folder()
         for name in sorted(set(self._files.values())):
             self._copies[name] = open(  # noqa: SIM115 - `leave` closes it
-                self._folder / name, "a", buffering=1, encoding="utf-8", errors="backslashreplace"
+                self._folder / name,
+                "a",
+                buffering=1,
+                encoding="utf-8",
+                errors="backslashreplace",
+                opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666),
             )
         for stream, name in self._files.items():
             original = self._streams_outside[stream] = getattr(sys, stream)
@@ -92,6 +99,9 @@ class Surroundings:
         self._made = False
 
     def _make_folder(self) -> None:
+        for folder in (self._folder.parent, self._folder):
+            if what := not_a_folder(folder):
+                raise ValueError(f"{folder} is {what}; a trial's files belong there")
         if _spares.become(self._folder):
             self._made = True
             return

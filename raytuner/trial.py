@@ -34,6 +34,8 @@ class State(Enum):
     STOPPED = "STOPPED"
     FAILED = "FAILED"
 
+    __hash__ = object.__hash__  # there is one of each: no need to hash its name, at every change of a state
+
     @property
     def over(self) -> bool:
         """Whether no trial leaves this state."""

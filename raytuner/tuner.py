@@ -643,26 +643,35 @@ class Tuner:
             stop = run.stop
         if extend is not None and extend.stop is not None:
             stop = dict(extend.stop)
-        run = replace(
-            run,
-            name=folder.name,
-            storage_path=folder.root.parent,
-            stop=stop,
-            failure_config=_failure_config(what["failure_config"], run.failure_config),
-            checkpoint_config=CheckpointConfig(**what["checkpoint_config"]),
-        )
-        config = tune_config or TuneConfig(
-            metric=what["metric"],
-            mode=what["mode"],
-            num_samples=what["num_samples"],
-            search_alg=_rebuild("search_alg", what["search_alg"], SEARCHERS),
-            scheduler=_rebuild("scheduler", what["scheduler"], SCHEDULERS),
-            max_concurrent_trials=what["max_concurrent_trials"],
-            time_budget_s=what.get("time_budget_s"),
-            seed=what["seed"],
-            chdir_to_trial_dir=what.get("chdir_to_trial_dir", True),
-            **_read_search(what),
-        )
+        if (remedy := what["failure_config"].get("on_oom")) and run.failure_config.on_oom is None:
+            raise ValueError(
+                f"run_config=RunConfig(failure_config=FailureConfig(on_oom=…)) must be given again: {remedy}"
+            )
+        with folder.interpreted():
+            run = replace(
+                run,
+                name=folder.name,
+                storage_path=folder.root.parent,
+                stop=stop,
+                failure_config=_failure_config(what["failure_config"], run.failure_config),
+                checkpoint_config=CheckpointConfig(**what["checkpoint_config"]),
+            )
+        if (config := tune_config) is None:
+            searcher = _rebuild("search_alg", what["search_alg"], SEARCHERS, folder)
+            scheduler = _rebuild("scheduler", what["scheduler"], SCHEDULERS, folder)
+            with folder.interpreted():
+                config = TuneConfig(
+                    metric=what["metric"],
+                    mode=what["mode"],
+                    num_samples=what["num_samples"],
+                    search_alg=searcher,
+                    scheduler=scheduler,
+                    max_concurrent_trials=what["max_concurrent_trials"],
+                    time_budget_s=what.get("time_budget_s"),
+                    seed=what["seed"],
+                    chdir_to_trial_dir=what.get("chdir_to_trial_dir", True),
+                    **_read_search(what),
+                )
         if constraints is not None:
             config = replace(config, constraints=constraints)
         if extend is not None:
@@ -678,10 +687,15 @@ class Tuner:
             if "function" in what["resources"]:
                 name = what["resources"]["function"]
                 raise ValueError(f"with_resources(trainable, …) must be given again: the study's resources are {name}")
-            trainable = Reserved(trainable, Slot(**what["resources"]))
-        if param_space is None and (names := list(_objects(what["space"]))):
-            raise ValueError(f"param_space must be given again: the study's holds objects, at {', '.join(names)}")
-        space = Space.from_json(what["space"]) if param_space is None else param_space
+            with folder.interpreted():
+                trainable = Reserved(trainable, Slot(**what["resources"]))
+        space: Mapping[str, Any] | Space | None = param_space
+        if space is None:
+            with folder.interpreted():
+                names = list(map(str, _objects(what["space"])))
+                space = None if names else Space.from_json(what["space"])
+            if names:
+                raise ValueError(f"param_space must be given again: the study's holds objects, at {', '.join(names)}")
         tuner = cls(trainable, param_space=space, tune_config=config, run_config=run, executor=executor)
         if extend is not None:
             tuner._extend()
@@ -924,11 +938,13 @@ def _read_search(what: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _rebuild(argument: str, what: Mapping[str, Any], registry: Mapping[str, Any]) -> Any:
+def _rebuild(argument: str, what: Mapping[str, Any], registry: Mapping[str, Any], folder: Folder) -> Any:
     try:
         return make(what, registry)
-    except ValueError as error:
-        raise ValueError(f"tune_config must be given again, for the study's {argument}: {error}") from error
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(
+            f"tune_config must be given again, for the {argument} in {folder.record}: {error!s:.1000}"
+        ) from error
 
 
 def _objects(described: Any) -> Iterator[str]:
@@ -953,7 +969,7 @@ def _brief(value: Any) -> str:
 def _space_differences(known: Any, space: Space) -> list[str]:
     try:
         return Space.from_json(known).differences(space)
-    except ValueError:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
         return ["the space is another"]
 
 
@@ -971,11 +987,9 @@ def _failure_rules(config: FailureConfig) -> dict[str, Any]:
 
 
 def _failure_config(recorded: Mapping[str, Any], given: FailureConfig) -> FailureConfig:
-    """The recorded rules; what is code must be given again."""
+    """The recorded rules; what is code, as it is given again."""
     rules = {**_FIRST_RULES, "max_same_failures": None, **recorded}
-    if (name := rules.get("on_oom")) and given.on_oom is None:
-        raise ValueError(f"run_config=RunConfig(failure_config=FailureConfig(on_oom=…)) must be given again: {name}")
-    return FailureConfig(**{**rules, "on_oom": given.on_oom if name else None})
+    return FailureConfig(**{**rules, "on_oom": given.on_oom if rules.get("on_oom") else None})
 
 
 def _lives_of(rule: StopRule) -> Iterator[StopRule]:

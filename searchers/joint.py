@@ -159,7 +159,8 @@ class JointSearcher:
             self._at_first = self._pool = self._unscored = None
 
     def recall(self, trial: int, until: int, pending: Sequence[Pending], answer: Answer) -> None:
-        self._note(trial, pending)
+        if len(self._outcomes) < self._large:  # after that nobody looks at what a batch began with
+            self._note(trial, pending)
 
     def explain(self, config: Config) -> Explanation | None:
         """What the model expects of a configuration at the top rung; None while it knows too little for a model.

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from raytuner.actions import Action, Done, Fork, Start, Stop, Wait
-from raytuner.checkpoints import CheckpointConfig, Store
+from raytuner.checkpoints import Checkpoint, CheckpointConfig, DamagedCheckpoint, Store
 from raytuner.driver import Driver
 from raytuner.events import Event, Opened
 from raytuner.executors.simulate import Simulation, Workload, World
@@ -134,9 +134,11 @@ def test_a_result(fast_path: Path) -> None:
     assert result.parent is None
     assert result.path == str(fast_path / "checkpoints" / "000002")
     assert result.checkpoint is not None
-    assert result.checkpoint.path == Store(fast_path / "checkpoints").path(2, 4)
-    kept = [(checkpoint.path, metrics["loss"]) for checkpoint, metrics in result.best_checkpoints]
-    assert kept == [(Store(fast_path / "checkpoints").path(2, step), 2 / step) for step in (3, 4)]
+    assert result.checkpoint == Checkpoint(Store(fast_path / "checkpoints").path(2, 4))
+    kept = [(checkpoint, metrics["loss"]) for checkpoint, metrics in result.best_checkpoints]
+    assert kept == [(Checkpoint(Store(fast_path / "checkpoints").path(2, step)), 2 / step) for step in (3, 4)]
+    with pytest.raises(DamagedCheckpoint, match=r"MANIFEST\.json: the file is missing$"):
+        _ = result.checkpoint.path  # it is verified before anybody gets to its files
     frame = result.metrics_dataframe
     assert frame["loss"].tolist() == [2.0, 1.0, 2 / 3, 0.5]
     assert frame["step"].tolist() == [1, 2, 3, 4]
@@ -150,7 +152,7 @@ def test_a_checkpoint_that_is_gone_is_not_shown(fast_path: Path) -> None:
     Path(Store(fast_path / "checkpoints").path(1, 4)).rmdir()
     grid = ResultGrid(fast_path)
     assert grid[0].checkpoint is not None
-    assert grid[0].checkpoint.path == Store(fast_path / "checkpoints").path(0, 3)
+    assert grid[0].checkpoint == Checkpoint(Store(fast_path / "checkpoints").path(0, 3))
     assert grid[1].checkpoint is None
     assert grid[1].best_checkpoints == []
 
@@ -496,7 +498,7 @@ sys.modules["ray"] = sys.modules["torch"] = None
 from raytuner import ResultGrid
 grid = ResultGrid(sys.argv[1])
 best = grid.get_best_result("score", "max")
-print(json.dumps([len(grid), best.trial_id, best.metrics, len(best.metrics_dataframe), best.checkpoint.path,
+print(json.dumps([len(grid), best.trial_id, best.metrics, len(best.metrics_dataframe), repr(best.checkpoint),
     len(grid.get_dataframe()), grid.to_arrow("reports").num_rows, repr(grid)]))
 """
     done = subprocess.run([sys.executable, "-c", code, fast_path], capture_output=True, text=True, check=False)
@@ -504,4 +506,4 @@ print(json.dumps([len(grid), best.trial_id, best.metrics, len(best.metrics_dataf
     grid = ResultGrid(fast_path)
     best = grid[1]
     assert best.checkpoint is not None
-    assert json.loads(done.stdout) == [3, "1", best.metrics, 4, best.checkpoint.path, 3, 12, repr(grid)]
+    assert json.loads(done.stdout) == [3, "1", best.metrics, 4, repr(best.checkpoint), 3, 12, repr(grid)]
