@@ -368,6 +368,8 @@ class _Table:
         self.epoch: Epoch | None = None  # of what is appended
         self.torn: list[tuple[int, DamagedSegment]] = []
         """Of segments of older epochs whose tails are torn: from which turn on it does not matter, and the error."""
+        self.epochs: list[Epoch] = []
+        """Of each segment that was read."""
         self._writer: SegmentWriter | None = None
         self._number = 0  # of segments, with the writer's
         self._kept = 0, 0  # segments, and bytes of the last of them, that are durable
@@ -390,10 +392,12 @@ class _Table:
         turns: list[Turn] = []
         good = 0
         segments = self.segments()
-        epochs = self.epochs(segments)
+        tails: list[tuple[Path, int]] = []
+        self.epochs = []
         for number, path in enumerate(segments):
             if path.name != _segment(number):
                 raise DamagedSegment(f"{self.folder} lacks {_segment(number)}: next in it is {path.name}")
+<<<<<<< HEAD
             newer = [later.since for later in epochs[number + 1 :] if later > epochs[number]]
             found, good = self.read_one(path, last=path == segments[-1] or bool(newer))
             if newer and good < path.stat().st_size:
@@ -402,15 +406,24 @@ class _Table:
                 )
             inherited = bool(found) and found[0].epoch != epochs[number]
             turns += [replace(turn, epoch=epochs[number]) for turn in found] if inherited else found
+=======
+            found, good = read_segment(path, last=True)
+            epoch = found[0].epoch if found else epoch_of(path)
+            if epoch == Epoch() and self.epochs:  # an older version's
+                epoch = self.epochs[-1]
+                found = [replace(turn, epoch=epoch) for turn in found]
+            self.epochs.append(epoch)
+            tails.append((path, good))
+            turns += found
+        for number, (path, end) in enumerate(tails[:-1]):
+            if end < path.stat().st_size:
+                error = DamagedSegment(f"{path} is damaged at byte {end}: what stands there is not what was written")
+                newer = [later.since for later in self.epochs[number + 1 :] if later > self.epochs[number]]
+                if not newer:
+                    raise error
+                self.torn.append((min(newer), error))
+>>>>>>> e-record
         return turns, good
-
-    def epochs(self, segments: Sequence[Path]) -> list[Epoch]:
-        """The epoch of each segment: that of the one before where it says none, as those of an older version."""
-        epochs: list[Epoch] = []
-        for path in segments:
-            found = epoch_of(path)
-            epochs.append(epochs[-1] if epochs and found == Epoch() else found)
-        return epochs
 
     def append(self, batch: pa.RecordBatch, turn: int, joint: bool) -> None:
         if self._writer is None or self._writer.schema != batch.schema:
@@ -558,8 +571,12 @@ def _repair(events: _Table, reports: _Table) -> tuple[list[Turn], list[Turn]]:
     for table in (events, reports):
         for last in table.segments()[-1:]:
             sync_file(last)  # its writer may have died before it could, and what follows will build on it
+<<<<<<< HEAD
         table.note_found()
     known = [epoch.number for table in (events, reports) for epoch in table.epochs(table.segments())]
+=======
+    known = [epoch.number for table in (events, reports) for epoch in table.epochs]
+>>>>>>> e-record
     nonce = f"{time.time_ns():016x}{secrets.token_hex(2)}"  # the later the larger, where two begin at once
     events.epoch = reports.epoch = Epoch(max(known, default=0) + 1, nonce, whole)
     return found[0], found[1]
