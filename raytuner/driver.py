@@ -300,7 +300,9 @@ class Driver:
         stock = self._study.stock
         if (quota := stock.exceeded) is not None:
             there = f"{len(stock):,} checkpoints of {stock.nbytes:,} bytes"
-            self._warn_once("the quota of %s is exceeded: live trials need all of the %s that are left", quota, there)
+            self._warn_once(
+                "the quota of %s is exceeded: all %s that are left are the best, or live trials need them", quota, there
+            )
 
     def _warn_once(self, message: str, *arguments: object) -> None:
         if message not in self._warned:

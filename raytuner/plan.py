@@ -289,7 +289,7 @@ def simulate(
         gpus_per_trial: of each trial, for `Forecast.gpu_hours`.
         price: of a GPU for an hour, for `Forecast.cost`.
         saves: whether trials save where `should_checkpoint` says so: at the ends of leases, and at each
-            ``checkpoint_frequency``-th step.
+            ``checkpoint_frequency``-th step; ``checkpoint_interval_s`` is passed over, and each counts as one byte.
         faults: what goes wrong on the way.
         skip: False makes every report, even those that change nothing: slower, with the same result.
     """
@@ -410,15 +410,13 @@ def _workload(
         said = _with_total(said, _since_step_1(seconds, even=as_recorded is None))
     if nan is not None:
         said = _with_nan(said, tuner._objective.metric, nan)
-    # Where it is not known before which report ends a lease, `should_checkpoint` says yes to each.
-    saving = every if time_attr == "training_iteration" else 1
     return Workload(
         curve=said,
         seconds=seconds,
         even=as_recorded is None,
         length=length,
         stops=stops,
-        saves=(lambda trial, step: step % saving == 0) if saves and saving else None,
+        saves=(lambda trial, step: step % every == 0) if saves and every else None,
         saves_at_end=saves,
         fault=_fault(faults),
         ends=_ends(tuner._objective, stop, sound=getattr(curve, "sound", False) and nan is None),

@@ -33,7 +33,7 @@ class CheckpointConfig:
 
     num_to_keep_in_study: how many over all trials, the best ones, beside those that live trials go on from; None: all.
     quota_count, quota_bytes: what all checkpoints of the study may amount to at most. Where there are more, the least
-        valuable go (`Quota`), down to those without which a trial could not go on.
+        valuable go (`Quota`), down to the best and those without which a trial could not go on.
     checkpoint_interval_s: seconds of a trial's run between checkpoints that `should_checkpoint` asks for; None: none.
     """
 
@@ -191,73 +191,86 @@ class Stored:
     made: int
     need: Need = Need.TRIAL
 
+    @property
+    def place(self) -> tuple[float, ...]:
+        """What to sort by: the first goes first."""
+        return *rank(self.worth), self.need, self.made
+
 
 class StudyRule(Protocol):
     """A rule over the checkpoints of all trials."""
 
-    def order(self, one: Stored) -> tuple[float, ...] | None:
-        """What to sort by those that may go, the first to go first; None: this one may not."""
+    def surplus(self, stock: Stock) -> tuple[int, int] | None:
+        """Trial and step of the next that must go; None if all may stay, or none may go."""
 
-    def exceeded(self, spare: int, count: int, nbytes: int) -> bool:
-        """Whether one must go; ``spare``: how many may, ``count`` and ``nbytes``: of all there are."""
+    def exceeded(self, stock: Stock) -> bool:
+        """Whether there are too many."""
 
 
 @dataclass(frozen=True, slots=True)
 class BestInStudy:
-    """The ``n`` best over all trials, of those that no trial goes on from; the others come on top."""
+    """Of those that no trial goes on from, the ``n`` best over all trials; the others come on top."""
 
     n: int
 
-    def order(self, one: Stored) -> tuple[float, ...] | None:
-        return (*rank(one.worth), one.made) if one.need <= Need.SUPERSEDED else None
+    def surplus(self, stock: Stock) -> tuple[int, int] | None:
+        return stock.spare.first() if self.exceeded(stock) else None
 
-    def exceeded(self, spare: int, count: int, nbytes: int) -> bool:
-        return spare > self.n
+    def exceeded(self, stock: Stock) -> bool:
+        return len(stock.spare) > self.n
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
     """At most so many, and so many bytes (None: any), of whatever can be spared.
 
-    First go those of trials that are over, then those that live trials have newer ones of, then those of paused trials,
-    which train from their beginning once more if they are resumed; of each kind the worst first, of equal ones the
-    oldest. What runs, what forks begin from and what a fork goes on from is never given up: the quota is exceeded then.
+    First go those that no trial goes on from, but for the ``best`` so many of them, which are what the study is for.
+    Then go those of paused trials, which train from their beginning once more if they are resumed. Each time the worst
+    goes first, of equal ones that of a trial that is over, and of those the oldest. What runs keeps its newest, what
+    forks begin from stays, and so does what a fork goes on from, even if the quota is exceeded then.
     """
 
     count: int | None = None
     nbytes: int | None = None
+    best: int = 1
 
     def __str__(self) -> str:
         limits = ((self.count, "checkpoints"), (self.nbytes, "bytes"))
         return ", ".join(f"{most:,} {unit}" for most, unit in limits if most is not None)
 
-    def order(self, one: Stored) -> tuple[float, ...] | None:
-        return (one.need, *rank(one.worth), one.made) if one.need < Need.TRIAL else None
+    def surplus(self, stock: Stock) -> tuple[int, int] | None:
+        if not self.exceeded(stock):
+            return None
+        return stock.spare.first() if len(stock.spare) > self.best else stock.paused.first()
 
-    def exceeded(self, spare: int, count: int, nbytes: int) -> bool:
-        return (self.count is not None and count > self.count) or (self.nbytes is not None and nbytes > self.nbytes)
+    def exceeded(self, stock: Stock) -> bool:
+        too_many = self.count is not None and len(stock) > self.count
+        return too_many or (self.nbytes is not None and stock.nbytes > self.nbytes)
 
 
 def over_the_study(config: CheckpointConfig) -> tuple[StudyRule, ...]:
     """The rules over all trials that a configuration asks for."""
     rules: list[StudyRule] = []
-    if config.num_to_keep_in_study is not None:
-        rules.append(BestInStudy(config.num_to_keep_in_study))
+    best = config.num_to_keep_in_study
+    if best is not None:
+        rules.append(BestInStudy(best))
     if config.quota_count is not None or config.quota_bytes is not None:
-        rules.append(Quota(config.quota_count, config.quota_bytes))
+        rules.append(Quota(config.quota_count, config.quota_bytes, best or 1))
     return tuple(rules)
 
 
 class Stock:
     """The checkpoints of a study, and which of them must go by its rules. What is to be deleted is no longer in it,
-    whether or not its files are gone yet."""
+    whether or not its files are gone yet. ``spare``: those that no trial goes on from; ``paused``: those that paused
+    trials do, and could do without."""
 
     def __init__(self, rules: Sequence[StudyRule]) -> None:
         self.rules = rules
         self.nbytes = 0
+        self.spare = Queue()
+        self.paused = Queue()
         self._made = 0
         self._stored: dict[tuple[int, int], Stored] = {}
-        self._queues = [_Queue(rule) for rule in rules]
 
     def __len__(self) -> int:
         return len(self._stored)
@@ -274,57 +287,51 @@ class Stock:
         one = self._stored[trial, step]
         if one.need is not need:
             self._stored[trial, step] = one = replace(one, need=need)
-            for queue in self._queues:
-                queue.put(one)
+            self.spare.put(one, need <= Need.SUPERSEDED)
+            self.paused.put(one, need is Need.STEPS)
 
     def remove(self, trial: int, step: int) -> None:
         """A checkpoint is gone. One that is not there: nothing."""
         one = self._stored.pop((trial, step), None)
         if one is not None:
             self.nbytes -= one.nbytes
-            for queue in self._queues:
-                queue.remove(one)
+            self.spare.put(one, False)
+            self.paused.put(one, False)
 
     def surplus(self) -> tuple[int, int] | None:
-        """Trial and step of the next that must go; None if all may stay, or none may go."""
-        for queue in self._queues:
-            if queue.rule.exceeded(len(queue), len(self), self.nbytes) and (first := queue.first()) is not None:
-                return first
-        return None
+        """Trial and step of the next that must go by any rule; None if all may stay, or none may go."""
+        return next((found for rule in self.rules if (found := rule.surplus(self)) is not None), None)
 
     @property
     def exceeded(self) -> StudyRule | None:
-        """The rule that asks for more than can be spared, if there is one, when there is no surplus any more."""
-        rules = (queue.rule for queue in self._queues if queue.rule.exceeded(len(queue), len(self), self.nbytes))
-        return next(rules, None)
+        """When there is no surplus any more: the rule that asks for more than can be spared, if there is one."""
+        return next((rule for rule in self.rules if rule.exceeded(self)), None)
 
 
-class _Queue:
-    """Those that may go by one rule, the first to go first: a heap in which what has changed since is passed over."""
+class Queue:
+    """Checkpoints that may go, the first to go first: a heap in which what has changed since is passed over."""
 
-    def __init__(self, rule: StudyRule) -> None:
-        self.rule = rule
+    def __init__(self) -> None:
         self._places: dict[tuple[int, int], tuple[float, ...]] = {}
         self._heap: list[tuple[tuple[float, ...], tuple[int, int]]] = []
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def put(self, one: Stored) -> None:
-        place, key = self.rule.order(one), (one.trial, one.step)
-        if place is None:
+    def put(self, one: Stored, belongs: bool) -> None:
+        """Put one in, or take it out."""
+        key = one.trial, one.step
+        if not belongs:
             self._places.pop(key, None)
-        elif self._places.get(key) != place:
-            self._places[key] = place
-            heappush(self._heap, (place, key))
-            if len(self._heap) > 2 * len(self._places) + 64:
-                self._heap = [(place, key) for key, place in self._places.items()]
-                heapify(self._heap)
-
-    def remove(self, one: Stored) -> None:
-        self._places.pop((one.trial, one.step), None)
+            return
+        self._places[key] = one.place
+        heappush(self._heap, (one.place, key))
+        if len(self._heap) > 2 * len(self._places) + 64:
+            self._heap = [(place, key) for key, place in self._places.items()]
+            heapify(self._heap)
 
     def first(self) -> tuple[int, int] | None:
+        """Trial and step of the first to go."""
         while self._heap:
             place, key = self._heap[0]
             if self._places.get(key) == place:

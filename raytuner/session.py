@@ -35,7 +35,7 @@ from raytuner.patience import PATIENCE_S, Patience, StorageError, always, is_out
 from raytuner.retry import out_of_memory
 from raytuner.storage import Place
 from raytuner.surroundings import Surroundings
-from raytuner.trial import UNDER_WAY, Failure, Lease, Slot
+from raytuner.trial import END, UNDER_WAY, Failure, Lease, Slot
 from raytuner.uploads import Uploads
 
 _log = logging.getLogger(__name__)
@@ -56,14 +56,14 @@ class Rules:
     """What a process must know of the study to run its trials.
 
     ``stop``: metric names and the value at which a trial ends (at or above, as in Ray). ``time_attr``: the metric that
-    ``until`` is measured in. ``checkpoint_every``: steps between checkpoints asked for by `should_checkpoint`
-    (0: only at the ends of leases). ``grace_s``: how long an unwound function may take to return. ``objective``: the
-    first report must hold its metric, and no report may hold one that cannot be ranked. ``checkpoint_at_end``: class
-    trainables save where they end. ``chdir``: a working directory for each trial; ``stdout``, ``stderr``: files in it
-    for what it prints. ``heartbeat_timeout_s``: a trial that reports nothing for so long hangs. ``patience_s``: how
-    long the storage may fail before the trial ends for that. ``here``: the folder of trials' own folders' folder on the
-    machine they run on, by the study's name; may begin with ``~`` (None: that of the checkpoints' folder).
-    ``cache_bytes``: how much of checkpoints that lie in an object store this machine keeps.
+    ``until`` is measured in. ``checkpoint_every``, ``checkpoint_interval_s``: steps, and seconds, between checkpoints
+    that `should_checkpoint` asks for (0, None: only where leases may end). ``grace_s``: how long an unwound function
+    may take to return. ``objective``: the first report must hold its metric, and no report may hold one that cannot be
+    ranked. ``checkpoint_at_end``: class trainables save where they end. ``chdir``: a working directory for each trial;
+    ``stdout``, ``stderr``: files in it for what it prints. ``heartbeat_timeout_s``: a trial that reports nothing for so
+    long hangs. ``patience_s``: how long the storage may fail before the trial ends for that. ``here``: the folder of
+    trials' own folders' folder on the machine they run on, by the study's name; may begin with ``~`` (None: that of the
+    checkpoints' folder). ``cache_bytes``: how much of checkpoints that lie in an object store this machine keeps.
     """
 
     checkpoints: Path | Place
@@ -81,6 +81,7 @@ class Rules:
     patience_s: float = PATIENCE_S
     here: Path | None = None
     cache_bytes: int = CACHE_BYTES
+    checkpoint_interval_s: float | None = None
 
     @property
     def folder(self) -> Path:
@@ -148,7 +149,7 @@ class Session:
         self.lease = lease
         self._checkpoint: Checkpoint | None = None
         self._saving: int | None = None  # the last step whose checkpoint was reported
-        self._digests: dict[int, str] = {}  # of those that were published since it was last asked for
+        self._newest = ""  # the hash of the manifest of the last that was published
         study = rules.folder
         folder = study / "artifacts" / f"{lease.trial.id:06d}"
         self.context = Context(lease.trial.id, study.name, folder, lease.slot or rules.slot)
@@ -164,6 +165,8 @@ class Session:
         self._around = Surroundings(folder, rules.chdir, rules.stdout, rules.stderr)
         self._step = self._origin = lease.checkpoint or 0
         self._level = float(self._step) if rules.time_attr == "training_iteration" else -math.inf
+        self._stride: float | None = None  # from one report's level to the next, at most so far
+        self._saved = time.monotonic()  # when the last checkpoint was made, or the function began
         self._last: Said | None = None
         self._resumed = self._before = time.monotonic()
         self._frame = Frame(lease, self._origin, 0.0, place)
@@ -202,8 +205,9 @@ class Session:
         if self._saving is not None:
             step, self._saving = self._saving, None
             self._settle()
-            self._checkpoint = Checkpoint(self._store.local(self.lease.trial.id, step, self._digests.pop(step)))
-            self._digests.clear()
+            trial = self.lease.trial.id
+            path = self._through(lambda: self._store.local(trial, step, self._newest), self._store.path(trial, step))
+            self._checkpoint = Checkpoint(path)
         return self._checkpoint
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Checkpoint | None) -> None:
@@ -227,14 +231,13 @@ class Session:
         """`report` for class trainables, whose checkpoint is made when it is known whether this report needs one."""
         said = self._take(metrics)
         ends = How.RETURNED if done else How.STOPPED if self._stops(said) else None
-        every = self._rules.checkpoint_every
         unwinds = self._leases.unwound  # if that comes later, it ends after the next report, which is saved
         needed = (
             wants_checkpoint
             or unwinds
             or self.lease.save
             or said[2] >= self.lease.until
-            or (every > 0 and said[1] % every == 0)
+            or self._is_due(said[1])
             or (ends is not None and self._rules.checkpoint_at_end)
         )
         staged = None
@@ -260,15 +263,32 @@ class Session:
             self._park()
 
     def should_checkpoint(self) -> bool:
-        """Whether the next report wants a checkpoint: the lease may end there, the trial may go on with other resources
-        from there, or ``checkpoint_frequency`` says so."""
+        """Whether the next report wants a checkpoint: the trial may come to its rung there, to be paused or forked, or
+        to its end; it was told to end; it may go on with other resources from there; or one is due."""
         step = self._step + 1
-        every = self._rules.checkpoint_every
-        last = min(self.lease.until, self._rules.stop.get("training_iteration", self.lease.until))
-        # With another time_attr it is not known, before it is made, whether the next report ends the lease.
-        wanted = (every and step % every == 0) or self._rules.time_attr != "training_iteration" or step >= last
-        self._declined = not (self._leases.unwound or wanted or self.lease.save)
-        return not self._declined
+        wanted = self._leases.unwound or self.lease.save or self._may_end(step) or self._is_due(step)
+        self._declined = not wanted
+        return wanted
+
+    def _is_due(self, step: int) -> bool:
+        """Whether so many steps, or seconds, have gone by."""
+        every, interval_s = self._rules.checkpoint_every, self._rules.checkpoint_interval_s
+        if every > 0 and step % every == 0:
+            return True
+        return interval_s is not None and time.monotonic() - self._saved >= interval_s
+
+    def _may_end(self, step: int) -> bool:
+        """Whether the lease may end with the report of this step, which is yet to be made."""
+        until, stop, name = self.lease.until, self._rules.stop, self._rules.time_attr
+        if step >= stop.get("training_iteration", END):
+            return True
+        if name == "training_iteration":
+            return step >= until
+        last = min(until, stop.get(name, END))
+        if last >= END:
+            return False
+        # How far the next report leads is not known: no more than twice as far as any did before.
+        return self._stride is None or self._level + 2 * self._stride >= last
 
     def _take(self, metrics: Mapping[str, Any]) -> Said:
         """Check what the user said, so far without a checkpoint; nothing has happened if this raises."""
@@ -298,22 +318,22 @@ class Session:
             self._settle()  # they become visible in their order
             digest = self._through(lambda: self._store.publish(source, trial, step, attempt), path, is_ours)
             self._frame.nbytes[step] = self._through(lambda: self._store.nbytes(trial, step), path)
-            self._digests[step], self._saving = digest, step
+            self._newest, self._saving, self._saved = digest, step, time.monotonic()
             return (*said[:6], digest, said[7]), None
         self._await(self._uploads.room)
         staged = self._through(lambda: self._store.stage(source, trial, step, attempt), path, is_ours)
+        self._saved = time.monotonic()
         return (*said[:6], UNDER_WAY, said[7]), staged
 
     def _upload(self, staged: Staged, said: Said) -> None:
         """Have a checkpoint published while the trial goes on; then it is told."""
         trial, attempt = self.lease.trial.id, self.lease.attempt
         metrics = dict(row_of(said))
-        digests = self._digests
 
         def publish() -> None:
             step, path = staged.step, self._store.path(trial, staged.step)
             digest = self._uploads_patience.through(lambda: self._store.publish_staged(staged), path, always)
-            digests[step] = digest
+            self._newest = digest
             nbytes = self._uploads_patience.through(lambda: self._store.nbytes(trial, step), path, always)
             self._outbox.put(Checkpointed(time.time(), trial, attempt, step, metrics, digest, nbytes), urgent=False)
 
@@ -351,6 +371,8 @@ class Session:
     def _tell(self, said: Said) -> None:
         """A report is made: it is sent, and counts."""
         first = self._last is None
+        if self._level > -math.inf:
+            self._stride = max(self._stride or 0.0, said[2] - self._level)
         self._step, self._level, self._last = said[1], said[2], said
         self._before = self._resumed + said[5]
         self._outbox.report(said)
@@ -642,7 +664,8 @@ def get_checkpoint() -> Checkpoint | None:
 
 
 def should_checkpoint() -> bool:
-    """Whether the report that comes next should carry a checkpoint, because the trial may be paused or ended there."""
+    """Whether the report that comes next should carry a checkpoint: the trial may be paused, forked or ended there, or
+    ``checkpoint_frequency`` steps, or ``checkpoint_interval_s`` seconds, have gone by."""
     return _session("should_checkpoint").should_checkpoint()
 
 

@@ -439,6 +439,7 @@ class Tuner:
             patience_s=self._run.storage_patience_s,
             here=self._folder.here,
             cache_bytes=self._cache_bytes,
+            checkpoint_interval_s=self._run.checkpoint_config.checkpoint_interval_s,
         )
         if self._inline:
             from raytuner.executors.inline import Inline

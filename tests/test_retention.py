@@ -225,11 +225,21 @@ class Books:
     def nbytes(self) -> int:
         return sum(one.nbytes for one in self.there.values())
 
+    def worst_first(self, *needs: Need) -> list[tuple[int, int]]:
+        found = [one for one in self.there.values() if one.need in needs]
+        return [(one.trial, one.step) for one in sorted(found, key=lambda one: (rank(one.worth), one.need, one.made))]
+
     def next_to_go(self) -> tuple[int, int] | None:
+        spare, paused = self.worst_first(Need.NOTHING, Need.SUPERSEDED), self.worst_first(Need.STEPS)
         for rule in self.rules:
-            spare = [(order, key) for key, one in self.there.items() if (order := rule.order(one)) is not None]
-            if spare and rule.exceeded(len(spare), len(self.there), self.nbytes):
-                return min(spare)[1]
+            match rule:
+                case BestInStudy(n) if len(spare) > n:
+                    return spare[0]
+                case Quota(count, nbytes, best) if len(self.there) > (count or 99) or self.nbytes > (nbytes or 999):
+                    if len(spare) > best:
+                        return spare[0]
+                    if paused:
+                        return paused[0]
         return None
 
 
@@ -251,14 +261,15 @@ def test_a_stock_names_what_the_rules_say(
             over_bytes = nbytes is not None and books.nbytes > nbytes
             over_best = best is not None and len(spare) > best
             assert over_count or over_bytes or over_best, "it might have stayed"
-            if not over_best:
-                assert gone.need == min(one.need for one in books.there.values())
+            if gone.need is Need.STEPS:
+                assert len(spare) <= (best or 1), "what nobody goes on from goes first"
             books.tell(("remove", surplus), stock)
         assert books.next_to_go() is None
         assert (len(stock), stock.nbytes) == (len(books.there), books.nbytes)
         fits = (count is None or len(stock) <= count) and (nbytes is None or stock.nbytes <= nbytes)
         assert (stock.exceeded is None) == fits
-        assert fits or all(one.need is Need.TRIAL for one in books.there.values()), "the quota holds where it can"
+        left = [one.need for one in books.there.values() if one.need is not Need.TRIAL]
+        assert fits or (Need.STEPS not in left and len(left) <= (best or 1)), "the quota holds where it can"
 
 
 @given(st.lists(st.tuples(WORTHS, st.sampled_from(Need)), max_size=15), st.integers(1, 8))
@@ -313,9 +324,9 @@ def test_what_goes_first_by_example() -> None:
     while (surplus := stock.surplus()) is not None:
         gone.append(surplus[0])
         stock.remove(*surplus)
-    assert gone == [7, 6, 4, 5, 3, 2, 1, 0]
-    assert len(stock) == 1
-    assert stock.exceeded is None
+    assert gone == [7, 6, 4, 5, 2, 1, 0]
+    assert len(stock) == 2, "what runs, and the best of what there is"
+    assert stock.exceeded == Quota(1)
 
 
 def test_what_is_best_in_the_study_does_not_count_what_trials_go_on_from() -> None:
@@ -343,4 +354,4 @@ def test_a_long_life_costs_no_more_than_what_is_there() -> None:
         stock.add(trial, 1, float(trial), 1)
     for _ in range(5000):
         stock.appraise(chance.randrange(50), 1, chance.choice(list(Need)))
-    assert len(stock._queues[0]._heap) <= 2 * 50 + 65
+    assert len(stock.spare._heap) <= 2 * 50 + 65

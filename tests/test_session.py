@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,74 @@ def test_a_last_lease_is_one_more_step_which_is_saved(tmp_path: Path, desk: Call
     last = made.run(attempt=2, each_report=True, last=True)
     assert isinstance(last, Ended)
     assert (last.how, made.steps, made.saved) == (How.UNWOUND, [1, 2], [2])
+
+
+def asks(answers: dict[int, bool], levels: Callable[[int], float] = float, naps: float = 0.0) -> Train:
+    """Notes which steps were to be saved, and saves none."""
+
+    def train(config: Any) -> None:
+        step = 0
+        while True:
+            step += 1
+            time.sleep(naps)
+            answers[step] = should_checkpoint()
+            report({"loss": 1.0, "epoch": levels(step)})
+
+    return train
+
+
+def yes(answers: dict[int, bool]) -> list[int]:
+    return [step for step, answer in answers.items() if answer]
+
+
+def test_a_checkpoint_is_wanted_only_where_it_matters(desk: Callable[..., Desk]) -> None:
+    """Where a lease ends before its trial does; at the trial's end by a stop rule; every so many steps. A trial that
+    runs to its own end, as under FIFO, need save nothing on the way."""
+    answers: dict[int, bool] = {}
+    made = desk(asks(answers), stop={"training_iteration": 9})
+    made.run(until=3)
+    made.run(until=6, attempt=2)
+    made.run(until=END, attempt=3)
+    assert yes(answers) == [3, 6, 9]
+    assert len(answers) == 9
+    answers.clear()
+    desk(asks(answers), stop={"training_iteration": 9}, checkpoint_every=4).run(until=END)
+    assert yes(answers) == [4, 8, 9]
+
+
+def test_another_time_attribute_wants_checkpoints_near_its_rungs_only(desk: Callable[..., Desk]) -> None:
+    """As far from them as two of the longest steps so far; before it is known how long they are, at once."""
+    answers: dict[int, bool] = {}
+    made = desk(asks(answers, lambda step: step / 2), time_attr="epoch", stop={"training_iteration": 30})
+    ended = made.run(until=10)
+    assert isinstance(ended, Ended)
+    assert ended.step == 20
+    assert yes(answers) == [1, 2, 19, 20]  # with the second report a step is known to be half an epoch
+    made.run(until=END, attempt=2)
+    assert yes(answers) == [1, 2, 19, 20, 30]
+    answers.clear()
+    uneven = desk(asks(answers, lambda step: [0, 1, 2, 5, 6, 7, 8, 9][step]), time_attr="epoch")
+    uneven.run(until=9)
+    assert yes(answers) == [1, 2, 4, 5, 6, 7]
+
+
+def test_a_stop_by_the_time_attribute_is_a_rung_like_any(desk: Callable[..., Desk]) -> None:
+    answers: dict[int, bool] = {}
+    desk(asks(answers), time_attr="epoch", stop={"epoch": 8}).run(until=END)
+    assert yes(answers) == [1, 2, 7, 8]
+
+
+def test_seconds_may_say_when_a_checkpoint_is_due(tmp_path: Path, desk: Callable[..., Desk]) -> None:
+    """Since the last one, or since the function began."""
+    answers: dict[int, bool] = {}
+    desk(asks(answers), checkpoint_interval_s=3600.0, stop={"training_iteration": 50}).run()
+    assert yes(answers) == [50]
+    answers.clear()
+    desk(asks(answers, naps=0.002), checkpoint_interval_s=0.001, stop={"training_iteration": 5}).run()
+    assert yes(answers) == [1, 2, 3, 4, 5]
+    made = desk(saves_when_asked(tmp_path), checkpoint_interval_s=1e-9, stop={"training_iteration": 4})
+    made.run()
+    assert made.saved == [1, 2, 3, 4]
 
 
 def test_whoever_has_parked_does_not_hear_that_its_lease_is_to_end(tmp_path: Path, desk: Callable[..., Desk]) -> None:

@@ -393,7 +393,8 @@ class World:
         spare = self.checkpoints.keys() - needed
         count, nbytes = len(self.checkpoints), sum(self.checkpoints.values())
         over = (keep.quota_count or math.inf) < count or (keep.quota_bytes or math.inf) < nbytes
-        assert not (over and spare)
+        assert not (over and spare & paused)
+        assert not over or len(spare) <= (keep.num_to_keep_in_study or 1), "the best"
         assert (stock.exceeded is None) == (not over)
         if keep.num_to_keep_in_study is not None:
             assert len(spare - paused) <= keep.num_to_keep_in_study

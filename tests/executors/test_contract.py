@@ -7,7 +7,7 @@ take the same decisions.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -17,7 +17,7 @@ import pytest
 
 from raytuner.checkpoints import CheckpointConfig, Store
 from raytuner.driver import Driver, Shelf
-from raytuner.events import Ended, Event, Failed, Finish, How, Loaded, Over, Reported, Slots
+from raytuner.events import Damaged, Ended, Event, Failed, Finish, How, Loaded, Over, Reported, Slots
 from raytuner.executors.inline import Inline
 from raytuner.executors.simulate import Simulation, Workload, World
 from raytuner.journal import Journal, read
@@ -42,11 +42,13 @@ Loss = Callable[[int, Mapping[str, Any], int], float]
 @dataclass(frozen=True)
 class Behaviour:
     """What trials do. ``length``: the step after which they return. ``saves``: whether they make a checkpoint where
-    they are asked to. ``fails_at``: trials that raise an error, and the step that they do not reach."""
+    they are asked to. ``fails_at``: trials that raise an error, and the step that they do not reach. ``damaged``: the
+    trials and steps whose checkpoints a scenario damages."""
 
     length: int = END
     saves: bool = True
     fails_at: Mapping[int, int] = field(default_factory=dict)
+    damaged: Collection[tuple[int, int]] = ()
     loss: Loss = lambda trial, config, step: 10.0 * trial + 1 / step
 
     def workload(self) -> Workload:
@@ -56,6 +58,7 @@ class Behaviour:
             length=self.length,
             saves_at_end=self.saves,
             fault=lambda trial, step, tries: Failure.ERROR if self.fails_at.get(trial.id) == step else None,
+            damaged=lambda trial, step: (trial, step) in self.damaged,
         )
 
     def train(self) -> Callable[[Any], None]:
@@ -108,6 +111,11 @@ class Stage:
         given = Lease(Trial(trial, {}), attempt, until, checkpoint, trial, 0, now, after, each_report=each)
         self.executor.run(given)
         return given
+
+    def damage(self, trial: int, step: int) -> None:
+        """Change a published checkpoint; in the simulator its behaviour does."""
+        if isinstance(self.shelf, Store):
+            Path(self.shelf.path(trial, step), "step").write_text("7")
 
     def until(self, found: Callable[[Event], bool], limit_s: float = 60.0) -> list[Event]:
         """Events up to the first that is looked for. Nothing may come after it that would be passed over."""
@@ -251,6 +259,28 @@ def test_a_trial_that_had_to_make_room_and_has_no_checkpoint_starts_again(play: 
         assert (last.step, last.attempt) == (4, 2)
 
     play(scenario, Behaviour(saves=False))
+
+
+def test_a_damaged_checkpoint_is_told_and_the_slot_is_free_again(play: Play) -> None:
+    """The lease is over; it neither began nor failed."""
+
+    def scenario(stage: Stage) -> None:
+        stage.opened()
+        stage.to_end(stage.run(0, until=2))
+        stage.to_end(stage.run(1, until=3))
+        stage.damage(0, 2)
+        stage.run(0, until=5, after=2, checkpoint=2)
+        (found,) = stage.until(lambda event: True)
+        assert isinstance(found, Damaged)
+        assert (found.trial, found.attempt, found.source, found.step) == (0, 2, 0, 2)
+        assert "damaged" in found.message
+        reports, last = stage.to_end(stage.run(0, until=5))
+        assert (steps(reports), last.attempt) == ([1, 2, 3, 4, 5], 3)
+        assert isinstance(last, Ended)
+        reports, last = stage.to_end(stage.run(1, until=4, after=3, checkpoint=3))
+        assert (steps(reports), last.step) == ([4], 4)
+
+    play(scenario, Behaviour(damaged={(0, 2)}))
 
 
 def test_a_parked_trial_does_not_need_its_checkpoint(play: Play) -> None:
