@@ -397,17 +397,7 @@ class _Table:
         for number, path in enumerate(segments):
             if path.name != _segment(number):
                 raise DamagedSegment(f"{self.folder} lacks {_segment(number)}: next in it is {path.name}")
-<<<<<<< HEAD
-            newer = [later.since for later in epochs[number + 1 :] if later > epochs[number]]
-            found, good = self.read_one(path, last=path == segments[-1] or bool(newer))
-            if newer and good < path.stat().st_size:
-                self.torn.append(
-                    (min(newer), DamagedSegment(f"{path} is damaged at byte {good}, and goes on elsewhere"))
-                )
-            inherited = bool(found) and found[0].epoch != epochs[number]
-            turns += [replace(turn, epoch=epochs[number]) for turn in found] if inherited else found
-=======
-            found, good = read_segment(path, last=True)
+            found, good = self.read_one(path, last=True)
             epoch = found[0].epoch if found else epoch_of(path)
             if epoch == Epoch() and self.epochs:  # an older version's
                 epoch = self.epochs[-1]
@@ -422,7 +412,6 @@ class _Table:
                 if not newer:
                     raise error
                 self.torn.append((min(newer), error))
->>>>>>> e-record
         return turns, good
 
     def append(self, batch: pa.RecordBatch, turn: int, joint: bool) -> None:
@@ -571,12 +560,8 @@ def _repair(events: _Table, reports: _Table) -> tuple[list[Turn], list[Turn]]:
     for table in (events, reports):
         for last in table.segments()[-1:]:
             sync_file(last)  # its writer may have died before it could, and what follows will build on it
-<<<<<<< HEAD
         table.note_found()
-    known = [epoch.number for table in (events, reports) for epoch in table.epochs(table.segments())]
-=======
     known = [epoch.number for table in (events, reports) for epoch in table.epochs]
->>>>>>> e-record
     nonce = f"{time.time_ns():016x}{secrets.token_hex(2)}"  # the later the larger, where two begin at once
     events.epoch = reports.epoch = Epoch(max(known, default=0) + 1, nonce, whole)
     return found[0], found[1]

@@ -149,7 +149,7 @@ class Session:
         self.lease = lease
         self._checkpoint: Checkpoint | None = None
         self._saving: int | None = None  # the last step whose checkpoint was reported
-        self._digests: dict[int, str] = {}  # of those that were published since it was last asked for
+        self._newest = ""  # the hash of the manifest of the last that was published
         study = rules.folder
         folder = study / "artifacts" / f"{lease.trial.id:06d}"
         self.context = Context(lease.trial.id, study.name, folder, lease.slot or rules.slot)
@@ -205,8 +205,9 @@ class Session:
         if self._saving is not None:
             step, self._saving = self._saving, None
             self._settle()
-            self._checkpoint = Checkpoint(self._store.local(self.lease.trial.id, step, self._digests.pop(step)))
-            self._digests.clear()
+            trial = self.lease.trial.id
+            path = self._through(lambda: self._store.local(trial, step, self._newest), self._store.path(trial, step))
+            self._checkpoint = Checkpoint(path)
         return self._checkpoint
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Checkpoint | None) -> None:
@@ -318,22 +319,22 @@ class Session:
             self._settle()  # they become visible in their order
             digest = self._through(lambda: self._store.publish(source, trial, step, attempt), path, is_ours)
             self._frame.nbytes[step] = self._through(lambda: self._store.nbytes(trial, step), path)
-            self._digests[step], self._saving = digest, step
+            self._newest, self._saving, self._saved = digest, step, time.monotonic()
             return (*said[:6], digest, said[7]), None
         self._await(self._uploads.room)
         staged = self._through(lambda: self._store.stage(source, trial, step, attempt), path, is_ours)
+        self._saved = time.monotonic()
         return (*said[:6], UNDER_WAY, said[7]), staged
 
     def _upload(self, staged: Staged, said: Said) -> None:
         """Have a checkpoint published while the trial goes on; then it is told."""
         trial, attempt = self.lease.trial.id, self.lease.attempt
         metrics = dict(row_of(said))
-        digests = self._digests
 
         def publish() -> None:
             step, path = staged.step, self._store.path(trial, staged.step)
             digest = self._uploads_patience.through(lambda: self._store.publish_staged(staged), path, always)
-            digests[step] = digest
+            self._newest = digest
             nbytes = self._uploads_patience.through(lambda: self._store.nbytes(trial, step), path, always)
             self._outbox.put(Checkpointed(time.time(), trial, attempt, step, metrics, digest, nbytes), urgent=False)
 
