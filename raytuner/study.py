@@ -346,6 +346,7 @@ class Study:
                 raise IllegalChange("the scheduler cannot be given more steps")
             for trial in self._scheduler.extend(event.max_t):
                 self.ledger.revive(trial)
+                self._unappraised[trial] = None
         if self._limit is None or self._starts < self._limit:
             if not isinstance(self._scheduler, Reopening):
                 raise IllegalChange("the scheduler cannot be given more trials")

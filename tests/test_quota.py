@@ -19,10 +19,11 @@ import raytuner as tune
 from raytuner.actions import Fork, Resume, Start
 from raytuner.checkpoints import Janitor, Store
 from raytuner.driver import Driver
-from raytuner.events import Checkpointed, Drop, How, Over
+from raytuner.events import Checkpointed, Drop, Extended, How, Over
 from raytuner.executors.simulate import Simulation, Workload, World
 from raytuner.journal import Journal, read
 from raytuner.objective import Objective
+from raytuner.patience import Patience
 from raytuner.protocols import SchedulingPolicy
 from raytuner.retention import CheckpointConfig, Need
 from raytuner.retry import Retries
@@ -333,6 +334,25 @@ def test_the_study_s_metric_ranks_where_no_other_is_named() -> None:
         assert list(desk.study.checkpoints) == [best]
 
 
+class Longer(Scripted):
+    """Trial 0 goes on when there are more steps."""
+
+    def extend(self, max_t: int) -> list[int]:
+        self.live.add(0)
+        return [0]
+
+
+def test_a_trial_that_goes_on_after_its_end_needs_its_checkpoint_again() -> None:
+    desk = Desk(Longer(Start(0, 9), Start(1, 9), forks=False), slots=2, trials=2, keep=quota(2))
+    for trial in (0, 1):
+        desk.save(trial, 9, loss=1.0)
+        desk.end(trial, How.RETURNED)
+    assert needs(desk.study) == {(0, 9): Need.NOTHING, (1, 9): Need.NOTHING}
+    desk.slots(0)
+    desk.tell(Extended(desk.tick(), 2, 27, False, {}))
+    assert needs(desk.study) == {(0, 9): Need.STEPS, (1, 9): Need.NOTHING}
+
+
 def test_what_is_dropped_last_comes_before_the_end() -> None:
     """A complete record ends with its end."""
     scheduler = Scripted(Start(0, 3), Start(1, 3), forks=False)
@@ -438,8 +458,8 @@ def test_studies_know_whether_they_have_a_quota(tmp_path: Path) -> None:
         tuner(num_to_keep=2, quota_count=5)._known_seed()
     restored = tune.Tuner.restore(tmp_path / "study", trains_nothing, executor="inline")
     assert restored._run.checkpoint_config == CheckpointConfig(num_to_keep=2)
-    assert restored._janitor()._prompt is False
-    assert tuner(quota_bytes=5)._janitor()._prompt is True
+    assert restored._janitor(Patience(1.0))._prompt is False
+    assert tuner(quota_bytes=5)._janitor(Patience(1.0))._prompt is True
 
 
 def trains_nothing(config: Any) -> None:
