@@ -77,8 +77,9 @@ def main(settings: dict[str, Any]) -> None:
     stop: Any = None
     if settings.get("rule"):  # which ends no trial
         stop = lambda trial, result: False  # noqa: E731
+    trainable: Any = tune.with_resources(train, lambda config: {"cpu": 1}) if settings.get("by_size") else train
     tuner = tune.Tuner(
-        train,
+        trainable,
         param_space={"x": tune.uniform(0, 1), "how": settings["how"]},
         tune_config=tune.TuneConfig(
             metric="loss",

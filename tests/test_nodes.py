@@ -73,22 +73,28 @@ def test_the_trials_of_a_dead_node_go_on_elsewhere(sweep: Sweep, host: Host) -> 
     assert slots[-2:] == [1, 2], "the spare node takes its place"
 
 
-def test_a_study_uses_nodes_that_come_and_waits_where_none_is_left(sweep: Sweep, host: Host) -> None:
-    for node in host.nodes[1:]:
+@pytest.mark.parametrize("by_size", [False, True])
+def test_a_study_uses_nodes_that_come_and_waits_where_none_is_left(by_size: bool, sweep: Sweep, host: Host) -> None:
+    """Where all trials reserve the same, and where that is a function of the configuration."""
+    host.add()
+    for node in host.nodes[:-1]:
         host.kill(node)
+    sweep.settings["by_size"] = by_size
     sweep.settings["how"] |= {"saves_every": 1}
     sweep.start()
-    sweep.until(lambda: sweep.slots() == 1)
+    sweep.until(sweep.saved)
     second = host.add()
-    sweep.until(lambda: sweep.slots() == 2)
     sweep.until(lambda: second in {node for _, _, node in sweep.saved()})
     for node in list(host.nodes):
         host.kill(node)
-    sweep.until(lambda: sweep.slots() == 0)
+    sweep.until(lambda: len(moves(sweep)) == 2)
+    if not by_size:
+        assert sweep.slots() == 0
     last = host.add(2)
-    sweep.until(lambda: sweep.slots() == 2)
+    sweep.until(lambda: all(after for _, _, after in moves(sweep)))
     finish(sweep)
     assert {report["node"] for _, _, after in moves(sweep) for report in after} == {last}
+    host.kill(last)  # others count on nodes with room for one
 
 
 @pytest.mark.parametrize("rule", [False, True])
