@@ -324,7 +324,7 @@ class ObjectLock(_Held):
         """Return when the holder of a claim is known to be dead or done; raise when it is known to live."""
         holder = self._read(name)
         first = last = self._claims().get(name)
-        begun = time.monotonic()
+        begun, told = time.monotonic(), False
         while last is not None and last == first:
             if holder.get("released") or _is_dead(holder):
                 return
@@ -334,6 +334,12 @@ class ObjectLock(_Held):
                 return
             if _is_near(holder):
                 break
+            if not told:
+                told = True
+                _log.warning(
+                    "%s: its last driver (%s) gave it back to nobody: listening for its heart for up to %.0f s",
+                    *(self._root, self._holder(name), self._dead_after_s - age),
+                )
             time.sleep(_LOOK_S)
             last = self._claims().get(name)
         if not self._read(name).get("released"):
