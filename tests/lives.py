@@ -26,7 +26,7 @@ from raytuner.executors.simulate import Simulation, Workload, World
 from raytuner.journal import Journal, Row, extensions, read
 from raytuner.objective import Objective
 from raytuner.protocols import SchedulingPolicy, SearchAlgorithm
-from raytuner.retry import Retries
+from raytuner.retry import Remedies, Retries
 from raytuner.space import Space, choice, grid_search, loguniform, randint, uniform
 from raytuner.study import Study
 from raytuner.trial import Failure, Lease, Reports, Trial
@@ -119,6 +119,7 @@ class Case:
     slots: int = 5
     seed: int = 7
     checkpoint_config: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(num_to_keep=2))
+    remedies: Remedies | None = None
     extension: Extended | None = None  # recorded by the first driver that finds none
     extended_space: Mapping[str, Any] | None = None
     widest_space: Mapping[str, Any] | None = None  # which holds what is proposed before and after
@@ -176,7 +177,7 @@ class Life:
         record.resumed()
         searcher = case.searcher.build(Space(case.extended_space or case.space), case.seed)
         pending = None if extensions(root) else case.extension
-        self._driver = Driver(self.study, searcher, self, self, simulation, extension=pending)
+        self._driver = Driver(self.study, searcher, self, self, simulation, remedies=case.remedies, extension=pending)
 
     def run_to_end(self) -> None:
         self._driver.run(self)
