@@ -233,12 +233,12 @@ def test_a_lease_is_given_out_again_and_nothing_is_charged() -> None:
     desk.save(0, 6)
     desk.fail(0, Failure.LOST)
     entry = desk.study.ledger[0]
-    before = entry.errors, entry.losses, entry.tries
+    before = repr(entry.failures), entry.tries
     commands = damage(desk, 0)
     assert commands[:2] == [Quarantine(0, 6), Retry(0, 3)]
     assert runs(commands) == [0]
     assert (desk.leases[0].checkpoint, desk.leases[0].digest, desk.leases[0].origin) == (3, "0/3", 3)
-    assert (entry.errors, entry.losses, entry.tries) == before
+    assert (repr(entry.failures), entry.tries) == before
     assert entry.spent == 1.5
     assert desk.study.quarantined == {(0, 6)}
     assert damage(desk, 0)[:2] == [Quarantine(0, 3), Retry(0, None)]
