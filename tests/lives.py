@@ -64,6 +64,7 @@ class Fate:
 
     def power_fails(self) -> None:
         """What was not fsynced may be gone, from any byte on."""
+        self.synced = {path: synced for path, synced in self.synced.items() if path.exists()}  # else it was cut off
         for path, synced in list(self.synced.items()):
             size = path.stat().st_size
             if size > synced:
