@@ -9,16 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from raytuner import __version__
 from raytuner.durable import make_folders, open_plain, sync_folder
+from raytuner.provenance import versions
 from raytuner.storage import Place
 
 FORMAT = 3
@@ -65,7 +63,7 @@ class Folder:
 
     def create(self, what: Mapping[str, Any]) -> None:
         """Begin a study: write ``study.json``, whole or not at all."""
-        what = {"format": FORMAT, **what, "versions": _versions(), "created": time.time()}
+        what = {"format": FORMAT, **what, "versions": versions(), "created": time.time()}
         text = json.dumps({**what, _CHECKSUM: _digest(json.loads(json.dumps(what)))}, indent=2)
         if isinstance(self.record, Place):
             self.record.write(f"{text}\n".encode())
@@ -160,13 +158,3 @@ def _digest(what: Mapping[str, Any]) -> str:
     """Of the content, as it reads back from JSON: neither layout nor order counts."""
     text = json.dumps(what, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": sys.version.split()[0], "raytuner": __version__}
-    for package in ("ray", "numpy", "scipy", "pyarrow", "torch"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

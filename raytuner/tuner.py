@@ -36,6 +36,7 @@ from raytuner.object_checkpoints import store_at
 from raytuner.objective import Objective
 from raytuner.patience import PATIENCE_S, Patience, PatientJournal, StorageError
 from raytuner.protocols import SchedulingPolicy, SearchAlgorithm
+from raytuner.provenance import changes, code, versions
 from raytuner.retry import Remedies, Retries
 from raytuner.schedulers import (
     SCHEDULERS,
@@ -369,6 +370,8 @@ class Tuner:
                 if seed is None:
                     hold.check()  # it took a while to get here
                     seed = self._begin()
+                else:
+                    self._tell_what_changed()
                 finish = self._drive(executor, seed, hold, lambda: interrupts.asked, callbacks)
                 executor.close()
                 self._wait_for(callbacks, interrupts)
@@ -787,10 +790,16 @@ class Tuner:
 
         return extended(self._folder.read(), extensions(self._folder.root))
 
+    def _tell_what_changed(self) -> None:
+        """Say what differs from what the study was begun with, besides its settings."""
+        found = changes(self._folder.read(), {"versions": versions(), "code": code(self._train)})
+        if found:
+            _log.warning("since the study %s was begun: %s", self._folder.name, "; ".join(found))
+
     def _begin(self) -> int:
         """Begin the study in its folder; its seed."""
         seed = secrets.randbelow(2**32) if self._config.seed is None else self._config.seed
-        self._folder.create({**self._describe(), "seed": seed})
+        self._folder.create({**self._describe(), "seed": seed, "code": code(self._train)})
         return seed
 
     def _describe(self) -> dict[str, Any]:
