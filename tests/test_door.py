@@ -352,9 +352,9 @@ def test_a_study_folder_of_another_space(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"format": 3, "name": "study"}, " has format 3; this version of raytuner reads formats 1 to 2"),
-        ({"name": "study"}, " has format None; this version of raytuner reads formats 1 to 2"),
-        ([1, 2], " has format None; this version of raytuner reads formats 1 to 2"),
+        ({"format": 4, "name": "study"}, " has format 4; this version of raytuner reads formats 1 to 3"),
+        ({"name": "study"}, " has format None; this version of raytuner reads formats 1 to 3"),
+        ([1, 2], " has format None; this version of raytuner reads formats 1 to 3"),
         ("{", " is damaged: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
     ],
 )
