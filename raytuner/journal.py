@@ -55,7 +55,17 @@ from raytuner.events import (
 )
 from raytuner.lock import Hold
 from raytuner.objects import ObjectLog, ObjectTable, read_last_object, read_objects
-from raytuner.segments import DamagedSegment, Epoch, SegmentWriter, Turn, epoch_of, read_segment, truncate
+from raytuner.segments import (
+    DamagedSegment,
+    Epoch,
+    SegmentWriter,
+    Turn,
+    epoch_of,
+    last_turn,
+    read_bytes,
+    read_segment,
+    truncate,
+)
 from raytuner.space import pack, unpack_value
 from raytuner.storage import Place
 from raytuner.trial import Failure, Report, Reports, Slot, State, Why
@@ -287,7 +297,9 @@ def is_complete(root: Path | Place) -> bool:
     else:
         journal = _tables(place.local)[0]
         segments = journal.segments()
-        turns = journal.read_one(segments[-1], last=True)[0] if segments else []
+        last = last_turn(segments[-1]) if segments else None
+        known = last is not None and last.batch.schema.equals(JOURNAL)
+        turns = [last] if last and known else journal.read_one(segments[-1], last=True)[0] if segments else []
         # Else the other half of a turn may be missing, or what stands there was written by a driver that had lost it.
         sure = bool(turns) and not turns[-1].joint and turns[-1].epoch >= max(map(epoch_of, segments))
     if not turns:
@@ -299,7 +311,12 @@ def is_complete(root: Path | Place) -> bool:
 
 
 def extensions(root: Path | Place) -> list[Extended]:
-    """How a study was extended since it began, in order. Only a column of its record is looked at, if it was not."""
+    """How a study was extended since it began, in order."""
+    place = Place.of(root)
+    if place.local is not None:
+        segments = _tables(place.local)[0].segments()
+        if not any(b"extended" in read_bytes(path) for path in segments):  # few are, and to read a record takes seconds
+            return []
     found: list[Extended] = []
     for turn in _whole_turns(root)[0]:
         if pc.any(pc.equal(turn.batch.column("kind"), "extended")).as_py():

@@ -36,6 +36,7 @@ _START = b"\xff\xff\xff\xff"
 _ZEROS = b"0" * 8
 _EXTENSION = b"\x14\0\0\0ARROW:extension:name"  # as a key of a column's metadata: its length comes first
 _BUFFER = 1 << 16
+_TAIL = 1 << 20  # of a segment, so much is looked at for its last message
 _ONE_THREAD = pa.ipc.IpcReadOptions(
     use_threads=False
 )  # batches are small: to share one out takes longer than to read it
@@ -149,7 +150,7 @@ def read_segment(path: Path, last: bool) -> tuple[list[Turn], int]:
     ``last``: nothing was written after this file, so that its tail may be torn; the torn part is passed over.
     Raises `DamagedSegment` for anything else that is not as written.
     """
-    raw = _plain_bytes(path)
+    raw = read_bytes(path)
     marks: list[tuple[int, int, bool]] = []  # of the messages: where each begins, its turn, whether that is joint
     offset = 0
     while offset < len(raw):
@@ -168,6 +169,32 @@ def read_segment(path: Path, last: bool) -> tuple[list[Turn], int]:
         for (begin, turn, joint), batch in zip(marks[1:], batches, strict=True)
     ]
     return turns, offset
+
+
+def last_turn(path: Path) -> Turn | None:
+    """The last batch of a segment whose last message is whole, by a look at its beginning and its end; None where that
+    does not show it. What lies between is not looked at."""
+    with _plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(8)
+        if head[:4] == _START:
+            head += file.read(int.from_bytes(head[4:], "little"))
+        begin = max(len(head), size - _TAIL)
+        file.seek(begin)
+        tail = file.read()
+    schema = _message(head, 0)
+    offset = len(tail)
+    while schema is not None and (offset := tail.rfind(_START, 0, offset)) >= 0:
+        found = _message(tail, offset)
+        if found is None or offset + found[0] != len(tail):
+            continue
+        length, number, joint = found
+        message = pa.py_buffer(tail).slice(offset, length)
+        _expect("record batch", pa.ipc.read_message(message), path, begin + offset)
+        stream = pa.py_buffer(head[: schema[0]] + message.to_pybytes())
+        (batch,) = _batches(path, stream, [0, schema[0], stream.size])
+        return Turn(number, joint, batch, path, begin + offset, Epoch.of(batch.schema))
+    return None
 
 
 def epoch_of(path: Path) -> Epoch:
@@ -260,7 +287,8 @@ def _plain(path: Path) -> BufferedReader:
         raise DamagedSegment(str(error)) from None
 
 
-def _plain_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """What a segment's file holds. Raises `DamagedSegment` for what is no plain file."""
     with _plain(path) as file:
         return file.read()
 

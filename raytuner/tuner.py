@@ -321,6 +321,7 @@ class Tuner:
         if self._run.callbacks and storage.local is None:
             raise ValueError(f"callbacks hear of studies on a disk, not yet of those in object stores: {storage}")
         self._changes: dict[str, Any] = {}  # by which it is to be extended
+        self._known: dict[str, Any] | None = None  # what the study in the folder is, once that was looked at
 
     def _extend(self) -> None:
         """Have the study in the folder go on beyond what was planned; refuse what it cannot be extended by."""
@@ -352,6 +353,7 @@ class Tuner:
         from raytuner.results import ResultGrid
 
         with take(self._folder.root) as hold:
+            self._known = None
             seed = self._known_seed()
             if seed is None or self._pending or not is_complete(self._folder.root):
                 self._live(seed, hold)
@@ -788,7 +790,9 @@ class Tuner:
         """What the study in the folder is, as it was extended."""
         from raytuner.journal import extensions
 
-        return extended(self._folder.read(), extensions(self._folder.root))
+        if self._known is None:
+            self._known = extended(self._folder.read(), extensions(self._folder.root))
+        return self._known
 
     def _tell_what_changed(self) -> None:
         """Say what differs from what the study was begun with, besides its settings."""

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raytuner.segments import DamagedSegment, SegmentWriter, Turn, read_segment, truncate
+from raytuner import segments
+from raytuner.segments import DamagedSegment, SegmentWriter, Turn, last_turn, read_segment, truncate
 
 SCHEMA = pa.schema([("n", pa.int64()), ("x", pa.float64()), ("name", pa.string()), ("flag", pa.bool_())])
 Content = list[tuple[int, bool, list[dict[str, object]]]]
@@ -137,6 +138,23 @@ def test_every_truncation_leaves_a_prefix(segment: Path) -> None:
         else:
             with pytest.raises(DamagedSegment, match=f"at byte {end}:"):
                 read_segment(segment, last=False)
+
+
+def test_the_last_turn_is_seen_from_the_end(segment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every beginning of a file: the last batch if its message ends there, else nothing, and never another one."""
+    raw, (turns, _) = segment.read_bytes(), read_segment(segment, last=False)
+    ends = [*(turn.offset for turn in turns[1:]), len(raw)]
+    for tail in (64, 1 << 20):
+        monkeypatch.setattr(segments, "_TAIL", tail)
+        for size in range(len(raw) + 1):
+            segment.write_bytes(raw[:size])
+            found = last_turn(segment)
+            if found is None:
+                assert tail == 64 or size not in ends
+            else:
+                expected = turns[ends.index(size)]
+                assert content([found]) == content([expected])
+                assert (found.offset, found.epoch) == (expected.offset, expected.epoch)
 
 
 def test_damage_in_the_middle_names_file_and_byte(segment: Path) -> None:
