@@ -588,7 +588,7 @@ class _Play:
 
     def _live(self) -> Finish:
         """One driver's life."""
-        tuner, study = self._tuner, self._tuner._study(self._seed)
+        tuner, study = self._tuner, self._tuner._study(self._seed, as_it_began=False)
         simulation = Simulation(self._world, self._load, self._slots, skip=self._skip and not study.every_report)
         budget = None if tuner._config.budget_s is None else TimeBudget(tuner._config.budget_s)
         driver = Driver(

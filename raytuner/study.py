@@ -521,16 +521,21 @@ class Study:
     def _remove(self, entry: Entry, step: int) -> None:
         del entry.checkpoints[step], entry.digests[step]
         self.stock.remove(entry.trial.id, step)
+        self._unappraised[entry.trial.id] = None  # the one before may be its newest now
 
     def _make_room(self) -> None:
         """Let go of what the rules over all trials do not keep."""
+        self._appraise()
+        while (surplus := self.stock.surplus()) is not None:
+            self._drop(self.ledger[surplus[0]], surplus[1])
+            self._appraise()
+
+    def _appraise(self) -> None:
         for trial in self._unappraised if self.stock.rules else ():
             entry = self.ledger[trial]
             for step in entry.checkpoints:
                 self.stock.appraise(trial, step, self._need(entry, step))
         self._unappraised.clear()
-        while (surplus := self.stock.surplus()) is not None:
-            self._drop(self.ledger[surplus[0]], surplus[1])
 
     def _need(self, entry: Entry, step: int) -> Need:
         if (entry.trial.id, step) in self._held:

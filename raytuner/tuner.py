@@ -727,12 +727,12 @@ class Tuner:
         top = getattr(self._scheduler, "max_t", None) if "scheduler" in pending else None
         return Extended(at, self._trials, top, "space" in pending, pending)
 
-    def _study(self, seed: int) -> Study:
-        """The study as it began: extensions of it are events."""
+    def _study(self, seed: int, as_it_began: bool = True) -> Study:
+        """The study of these settings; or, if there is one in the folder, ``as_it_began``: extensions are events."""
         from raytuner.study import Study
 
         scheduler, trials = self._scheduler, self._trials
-        if self._folder.exists():
+        if as_it_began and self._folder.exists():
             began = self._folder.read()
             trials = self._trials_of(began["num_samples"])
             if began["scheduler"] != spell(scheduler, SCHEDULERS) and isinstance(scheduler, AsyncHyperBandScheduler):
@@ -767,7 +767,7 @@ class Tuner:
         for name in _IDENTITY:
             if name == "space" and known.get("space") != what["space"]:
                 differences += _space_differences(known.get("space"), self._space)
-            elif name == "failure_config":
+            elif name == "failure_config" and isinstance(known.get(name), dict):
                 rules = {**what[name], **_FIRST_RULES, **known[name]}
                 differences += [
                     f"{each}: {rules[each]!r} became {now!r}" for each, now in what[name].items() if rules[each] != now

@@ -283,9 +283,11 @@ def told(root: Path, listener: Listener | None = None) -> Listener:
 
 
 def begin(root: Path) -> None:
-    folder = Folder(root)
-    if not folder.exists():
-        folder.create({"trainable": "module.train", "stop": {}, "num_samples": 24})
+    if not Folder(root).exists():  # `Folder.create` refuses to begin a study where there is a record
+        beside = root.with_name(f"{root.name}-begun")
+        Folder(beside).create({"trainable": "module.train", "stop": {}, "num_samples": 24})
+        (beside / "study.json").rename(root / "study.json")
+        beside.rmdir()
 
 
 # ------------------------------------------------------------------------------------------------- it cannot hurt

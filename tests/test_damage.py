@@ -22,6 +22,7 @@ from click.testing import CliRunner
 import raytuner as tune
 from raytuner.checkpoints import DamagedCheckpoint
 from raytuner.cli import main
+from raytuner.events import Damaged
 from raytuner.folder import NoStudy
 from raytuner.history import History
 from raytuner.journal import read
@@ -266,6 +267,8 @@ def check(known: Known, root: Path) -> str:
         return f"refused: {type(ended).__name__}"
     if decisions(ended) == known.ended:
         return "whole" if found == known.seen else "refused where it is looked at" if hurt else "went on"
+    if any(isinstance(row, Damaged) for row in read(root).rows):
+        return "went on from an older checkpoint"
     errors = [str(each.error) for each in ended.trials if each.error is not None]
     assert any("is damaged: " in error for error in errors), "it ended otherwise, and nobody said why"
     return "a trial could not go on"

@@ -434,10 +434,15 @@ def a_record() -> Bench:
     ("changed", "event", "was", "now"),
     [
         ([Start(0, 3)], "Slots(at=1.0, slots=1,", "Start(trial=0, until=2,", "Start(trial=0, until=3,"),
-        ([Wait()], "Slots(at=1.0, slots=1,", "Start(trial=0, until=2,", "to fail: the scheduler waits"),
+        ([Wait()], "Slots(at=1.0, slots=1,", "Start(trial=0, until=2,", "to fail: Deadlock('the scheduler waits"),
         ([Start(0, 2), Resume(0, 9)], "Ended(", "until=4)", "until=9)"),
         ([Start(0, 2), Start(1, 2)], "Ended(", "Resume(trial=0, until=4)", "Start(trial=1, until=2,"),
-        ([Start(0, 2), Resume(0, 1)], "Ended(", "Resume(trial=0, until=4)", "to fail: trial 0 stands at 2"),
+        (
+            [Start(0, 2), Resume(0, 1)],
+            "Ended(",
+            "Resume(trial=0, until=4)",
+            "to fail: IllegalChange(",
+        ),
     ],
 )
 def test_the_message_names_the_event_and_both_decisions(changed: list[Any], event: str, was: str, now: str) -> None:

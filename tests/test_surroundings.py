@@ -326,8 +326,12 @@ def test_a_stream_that_the_trial_chose_is_its_own_only(tmp_path: Path, capsys: p
     assert capsys.readouterr().out == "another trial's\ncopied\n"
 
 
-def test_a_full_disk_costs_the_copy_and_not_the_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "log").symlink_to("/dev/full")
+def test_a_full_disk_costs_the_copy_and_not_the_trial(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opens = os.open  # no link to it, which would not be followed
+    full = "/dev/full"
+    monkeypatch.setattr(os, "open", lambda path, *rest: opens(full if str(path).endswith("log") else path, *rest))
     around = Surroundings(tmp_path, False, "log", None)
     around.enter()
     print("seen")

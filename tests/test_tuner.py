@@ -519,7 +519,7 @@ class TestOneFolder:
 
         self.begin(tmp_path, search_alg=Mine())
         self.begin(tmp_path, search_alg=Mine())
-        with pytest.raises(ValueError, match=r"the study's search_alg: .*Mine is not raytuner's own"):
+        with pytest.raises(ValueError, match=r"the search_alg in .*Mine is not raytuner's own"):
             tune.Tuner.restore(tmp_path / "study", bowl)
 
     def test_a_grid_is_the_default_for_a_grid(self, tmp_path: Path) -> None:

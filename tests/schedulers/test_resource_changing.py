@@ -481,7 +481,7 @@ def test_inline_it_has_no_effect_and_says_so(tmp_path: Path, caplog: pytest.LogC
 def test_a_study_with_a_function_is_restored_with_it(tmp_path: Path) -> None:
     given = ResourceChangingScheduler(None, whole)
     tuner(tmp_path, given, counts, "inline").fit()
-    with pytest.raises(ValueError, match=r"tune_config must be given again, for the study's scheduler: .*\(whole\)"):
+    with pytest.raises(ValueError, match=r"tune_config must be given again, for the scheduler in .*\(whole\)"):
         tune.Tuner.restore(tmp_path / "study", counts)
     assert len(tuner(tmp_path, given, counts, "inline").fit()) == 2, "the same again"
     with pytest.raises(ValueError, match=r"scheduler: .*'whole'.* became .*'DistributeResources'"):
