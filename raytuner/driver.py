@@ -140,7 +140,7 @@ class Driver:
         for trial, step in sorted(self._study.quarantined):
             self._shelf.quarantine(trial, step)  # the driver before may have died before it could
         self._shelf.sweep(referenced)
-        opened: list[Event] = [Opened(self._clock.now(), self._epoch + 1)]
+        opened: list[Event] = [Opened(self._clock.now(), self._epoch + 1, in_order=True)]
         if self._extension is not None:
             self._turn([*opened, self._extension], executor, owed=list(self._owed.values()))
         elif self._study.finished is None or not self._study.finished.complete:

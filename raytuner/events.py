@@ -33,10 +33,15 @@ class How(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A driver took the study: the first (epoch 1), or one after its predecessor died. Nothing runs any more."""
+    """A driver took the study: the first (epoch 1), or one after its predecessor died. Nothing runs any more.
+
+    ``in_order``: leases are given out anew in the order in which they ran and waited; as records of earlier versions
+    were made, in that of the trials' numbers.
+    """
 
     at: float
     epoch: int
+    in_order: bool = False
 
 
 @dataclass(frozen=True, slots=True)

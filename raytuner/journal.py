@@ -711,8 +711,8 @@ def _fields(text: str) -> dict[str, Any]:
 def _encode(row: Row) -> dict[str, Any]:
     """One event or decision as columns of `JOURNAL`."""
     match row:
-        case Opened(at, epoch):
-            return {"kind": "opened", "at": at, "number": epoch}
+        case Opened(at, epoch, in_order):
+            return {"kind": "opened", "at": at, "number": epoch, **({"what": "in order"} if in_order else {})}
         case Slots(at, slots, nodes):
             there = {} if nodes is None else {"data": _json([asdict(node) for node in nodes])}
             return {"kind": "slots", "at": at, "number": slots, **there}
@@ -875,7 +875,7 @@ def _known(row: Mapping[str, Any]) -> Row:
     at, trial, attempt, step = row["at"], row["trial"], row["attempt"], row["step"]
     match row["kind"]:
         case "opened":
-            return Opened(at, row["number"])
+            return Opened(at, row["number"], row["what"] == "in order")
         case "slots":
             nodes = tuple(Slot(**node) for node in _value(row["data"])) if row["data"] else None
             return Slots(at, row["number"], nodes)

@@ -130,7 +130,7 @@ class Study:
         self._out = []
         match event:
             case Opened():
-                self._opened()
+                self._opened(event)
             case Slots():
                 self._slots = event.slots
                 self._nodes = self._nodes if event.nodes is None else event.nodes
@@ -180,8 +180,10 @@ class Study:
 
     # --------------------------------------------------------------------------------------------- what happened
 
-    def _opened(self) -> None:
-        """Whatever ran is dead with the driver that ran it: its leases are given out anew, free of charge."""
+    def _opened(self, event: Opened) -> None:
+        """Whatever ran is dead with the driver that ran it: its leases are given out anew, free of charge; those that
+        ran before those that waited, for there may be fewer slots now."""
+        known = [*(trial for trial, _ in self._busy), *self._due] if event.in_order else []
         self._slots, self._nodes = 0, None
         self._busy.clear()
         self._saving.clear()
@@ -192,8 +194,9 @@ class Study:
         self._due.clear()
         for entry in self.ledger.live.values():
             entry.slot, entry.parked = None, False
-            if entry.state is State.RUNNING:
-                self._repeat(entry)
+        for trial in dict.fromkeys([*known, *self.ledger.live]):
+            if trial in self.ledger.live and self.ledger[trial].state is State.RUNNING:
+                self._repeat(self.ledger[trial])
 
     def _proposed(self, event: Proposed) -> None:
         start = self._asked.get(event.trial)

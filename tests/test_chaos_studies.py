@@ -95,11 +95,9 @@ class Rough(Case):
     def is_comparable(self) -> bool:
         """Whether a driver's death leaves the order alone in which trials speak.
 
-        A trial that is parked reads no checkpoint; once its driver has died it does, and may find it damaged. And while
-        a worker is away the next driver has fewer slots than trials that ran or waited: it gives them out by the
-        trials' numbers, where the one before had kept them with those that ran.
+        A trial that is parked reads no checkpoint; once its driver has died it does, and may find it damaged.
         """
-        return (not self.damaged or self.slots == 1) and not self.away_s
+        return not self.damaged or self.slots == 1
 
     def study(self) -> Study:
         scheduler = self.scheduler.build(self.seed)

@@ -170,7 +170,7 @@ def test_a_life_in_order() -> None:
     )
     finish = bench.live(Scripted(Start(0, 2)), keep=1).run(bench)
     assert finish == Finish(True, "every trial is over")
-    opened = Opened(100.0, 1)
+    opened = Opened(100.0, 1, in_order=True)
     assert bench.calls == [
         ("sweep", set()),
         ("commit", [opened]),
@@ -337,7 +337,7 @@ def test_a_driver_goes_on_where_the_last_one_died() -> None:
     assert (bench.recalled, bench.asked, bench.told) == ([0, 1, 2], [], told)
     bench.die(driver)
     assert bench.calls[0] == ("sweep", {(0, 1)})
-    assert bench.record[len(before)] == Opened(100.0, 2)
+    assert bench.record[len(before)] == Opened(100.0, 2, in_order=True)
     assert bench.called("run") == [("run", 0, 2), ("run", 2, 2)]
     assert [(lease.checkpoint, lease.digest) for lease in bench.leases[-2:]] == [(1, "0/1"), (None, "")]
 
@@ -345,11 +345,11 @@ def test_a_driver_goes_on_where_the_last_one_died() -> None:
 def test_owed_answers_are_asked_for_again() -> None:
     """The record ends with a start whose configuration was not written. (This driver writes both or neither.)"""
     bench = Bench([Slots(2.0, 2)])
-    bench.record = [Opened(1.0, 1), Slots(1.0, 2), Start(0, 9)]
+    bench.record = [Opened(1.0, 1, in_order=True), Slots(1.0, 2), Start(0, 9)]
     bench.die(bench.live(Scripted(Start(0, 9))))
     assert bench.asked == [(0, [])]
     assert bench.recalled == []
-    assert bench.record[3:5] == [Opened(100.0, 2), Proposed(100.0, 0, Proposal({"x": 0}))]
+    assert bench.record[3:5] == [Opened(100.0, 2, in_order=True), Proposed(100.0, 0, Proposal({"x": 0}))]
     assert bench.called("run") == [("run", 0, 1)]
 
 
@@ -408,7 +408,7 @@ def test_an_error_while_asking_leaves_the_start_undone() -> None:
     bench.ask = broken  # type: ignore[method-assign]
     with pytest.raises(ZeroDivisionError):
         driver.run(bench)
-    assert bench.record == [Opened(100.0, 1)]
+    assert bench.record == [Opened(100.0, 1, in_order=True)]
 
 
 def test_a_stopped_study_is_gone_on_with_and_a_complete_one_is_not() -> None:

@@ -70,7 +70,7 @@ SLOT = st.builds(Slot, AMOUNTS, AMOUNTS, AMOUNTS, st.dictionaries(st.text(), AMO
 REPORT = st.builds(Report, STEPS, TIMES, METRICS, TIMES, DIGESTS, NUMBERS)
 
 KINDS: dict[type, st.SearchStrategy[Any]] = {
-    Opened: st.builds(Opened, TIMES, NUMBERS),
+    Opened: st.builds(Opened, TIMES, NUMBERS, st.booleans()),
     Slots: st.builds(Slots, TIMES, NUMBERS, st.none() | st.lists(SLOT, max_size=3).map(tuple)),
     Proposed: st.builds(
         Proposed,
