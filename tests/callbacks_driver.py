@@ -36,7 +36,7 @@ class Appends(tune.Callback):
 
 def train(config: dict[str, Any]) -> None:
     for step in range(1, 28):
-        time.sleep(0.001)
+        time.sleep(0.004)
         tune.report({"loss": config["x"] + 1 / step})
 
 

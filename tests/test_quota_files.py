@@ -19,12 +19,15 @@ from raytuner.journal import read
 from raytuner.retention import CheckpointConfig
 from raytuner.schedulers import PopulationBasedTraining
 from raytuner.trial import Why
+from raytuner.uploads import MOST
 
 pytestmark = pytest.mark.timeout(120)
 
 SIZE = 10_000  # bytes of a checkpoint
 MEMBERS = 4
 STEPS = 24
+IN_FLIGHT = MOST + 1
+"""Of a slot: what is on its way, and one that a look finds beside the one that it drove out, as looks take time."""
 
 
 def train(config: dict[str, Any]) -> None:
@@ -136,9 +139,9 @@ def test_a_population_never_exceeds_its_quota_by_more_than_what_is_in_flight(
     print(f"quota {quota.quota_count or quota.quota_bytes}: {there}")
     assert seen.looks > 20
     if unit == "count":
-        assert most <= seen.count <= most + slots
+        assert most <= seen.count <= most + IN_FLIGHT * slots
     else:
-        assert (most - 1) * SIZE <= seen.nbytes <= (most + slots) * SIZE
+        assert (most - 1) * SIZE <= seen.nbytes <= (most + IN_FLIGHT * slots) * SIZE
     published = {(row.trial, row.step): row.nbytes for row in rows if isinstance(row, Checkpointed)}
     assert set(published.values()) == {SIZE}
     assert len(published) > 2 * most, "else there was nothing to drop"

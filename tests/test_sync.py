@@ -54,7 +54,7 @@ def drive(storage: Path, life_s: float | None) -> bool:
 def test_killed_at_random_moments_and_synced(tmp_path: Path) -> None:
     chance, root = random.Random(5), tmp_path / "study"
     kills = 0
-    while not drive(tmp_path, chance.uniform(0.2, 1.2) if kills < KILLS else None):
+    while not drive(tmp_path, chance.uniform(0.1, 0.5) if kills < KILLS else None):
         kills += 1
     assert kills >= 2, "it was over too soon"
     assert is_complete(root)
