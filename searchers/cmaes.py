@@ -29,10 +29,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import threadpoolctl
 
 from raytuner.actions import Answer, Proposal
 from raytuner.models.parzen import Floats, Ints
+from raytuner.models.threads import one_thread
 from raytuner.space import Integer, Param, Quantized, Space
 from raytuner.trial import Observation, Pending
 
@@ -81,7 +81,6 @@ class CMAESSearcher:
         self._size = population_size or 4 + math.floor(3 * math.log(max(len(self._columns), 1)))
         self._restarts = 0
         self._generation = _Generation(0)
-        self._blas = threadpoolctl.ThreadpoolController()  # last digits depend on the number of threads
         self._distribution: Any = self._fresh() if len(self._columns) >= 2 else None
 
     def ask(self, trial: int, until: int, pending: Sequence[Pending]) -> Answer:
@@ -118,7 +117,7 @@ class CMAESSearcher:
     def _draw(self, rng: np.random.Generator) -> tuple[Floats, Floats]:
         """A point (d,) of the space, and where it was drawn in the searched dimensions: (dimensions,)."""
         point = rng.random(len(self._space))
-        with self._blas.limit(limits=1, user_api="blas"):
+        with one_thread():
             self._distribution.reseed_rng(int(rng.integers(2**32)))
             point[self._columns], raw = self._distribution.ask()
         return point, raw
@@ -130,7 +129,7 @@ class CMAESSearcher:
         ranked = sorted(known, key=lambda each: each[:2])
         if ranked[0][0] == math.inf:
             return  # nothing can be learned where all failed
-        with self._blas.limit(limits=1, user_api="blas"), np.errstate(all="ignore"):
+        with one_thread(), np.errstate(all="ignore"):
             self._distribution.tell([(raw, float(rank)) for rank, (_, _, raw) in enumerate(ranked)])
             width = np.ptp([raw[self._steps == 0] for _, _, raw in ranked], axis=0)  # of continuous dimensions
             if self._distribution.should_stop() or (len(width) > 0 and width.max() < _CONVERGED):

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import threadpoolctl
 
 from raytuner.actions import Answer, Proposal
 from raytuner.explanation import EVIDENCE, Evidence, Explanation
@@ -43,6 +42,7 @@ from raytuner.models.multi_fidelity import (
     unscored,
 )
 from raytuner.models.parzen import Bools, Ints
+from raytuner.models.threads import one_thread
 from raytuner.models.transfer import Mixed, Sources
 from raytuner.prior import fading
 from raytuner.protocols import Searcher
@@ -111,7 +111,6 @@ class JointSearcher:
         self._densities: tuple[int, DensityRatio] | None = None  # of so many outcomes
         self._old = Sources(space, self._features, sources, values) if sources else None
         self._fit: tuple[int, Floats, Mixed | None] | None = None  # to so many outcomes
-        self._blas = threadpoolctl.ThreadpoolController()
 
     def ask(self, trial: int, until: int, pending: Sequence[Pending]) -> Answer:
         begun = self._note(trial, pending)
@@ -125,7 +124,7 @@ class JointSearcher:
             return self._opening(known + under_way) or self._started(trial, until, pending, rng)
         if len(self._outcomes) >= self._large:
             return self._by_densities(rng, begun)
-        with self._blas.limit(limits=1, user_api="blas"):  # last digits depend on the number of threads
+        with one_thread():
             pool = self._pool = self._pool or self._new_pool()
             at_first = {(each.trial, each.until) for each in self._at_first or ()}
             later = [each for each in begun if (each.trial, each.until) not in at_first]
@@ -177,7 +176,7 @@ class JointSearcher:
             ratio = float(densities.log_ratio(point[None], active[None])[0])
             mean, deviation, acquisition, surrogate = None, None, ratio, "densities"
         else:
-            with self._blas.limit(limits=1, user_api="blas"):
+            with one_thread():
                 model = self._surrogate()
                 score, sd = model.predict(point[None], active[None])
                 best = float(model.process.mean(model.at_top(model.points, model.active)).min())
@@ -263,14 +262,14 @@ class JointSearcher:
         """Whether old studies make up for the outcomes that the model still lacks."""
         if self._old is None or self._outcomes.tried < FIRST:
             return False
-        with self._blas.limit(limits=1, user_api="blas"):
+        with one_thread():
             return self._fitted(len(self._outcomes))[1] is not None
 
     def _opening(self, begun: int) -> Proposal | None:
         """What old studies would begin with, as every other trial, while no other was better than these."""
         if self._old is None or self._outcomes.tried >= FIRST or begun % 2:
             return None
-        with self._blas.limit(limits=1, user_api="blas"):
+        with one_thread():
             portfolio = self._old.portfolio[begun // 2 : begun // 2 + 1]
             theirs = set(keys(np.array(self._old.portfolio)))
         values: dict[bool, list[float]] = {True: [math.inf], False: [math.inf]}

@@ -18,7 +18,7 @@ datum is enough for a fit, there is one start and no chance, and a parameter abo
 where it was.
 
 What it does not do: choose points (see the models and searchers that use it), or approximate; a fit takes O(n^3).
-Unlike in `raytuner.models.parzen`, LAPACK cannot be avoided here: last digits depend on its number of threads.
+Unlike in `raytuner.models.parzen`, LAPACK cannot be avoided here: searchers call it under `raytuner.models.threads`.
 """
 
 # Notation, here and in the tests:

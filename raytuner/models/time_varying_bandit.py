@@ -71,6 +71,7 @@ from raytuner.models.gaussian_process import (
     Product,
     likeliest,
 )
+from raytuner.models.threads import one_thread
 from raytuner.space import Choice, Function, Numeric, Ordinal, Space, plain, same
 from raytuner.trial import Config
 
@@ -144,7 +145,8 @@ def suggest(
     past = _Past.of(space, steps)
     x, active = _options(space, past, rng)
     if (active & (space.categories == 0)).any():
-        x = _numbers(space, past, now, pending, Point(x, active), encode(space, base), rng)
+        with one_thread():
+            x = _numbers(space, past, now, pending, Point(x, active), encode(space, base), rng)
     return space.decode(x)
 
 
