@@ -170,11 +170,13 @@ class Life:
     def __init__(self, case: Case, root: Path, world: World, fate: Fate, record: Checks) -> None:
         self._fate = fate
         self._checks = record
+        self.journal = Journal(root)
+        if world.away:
+            world.undo_losses({(row.trial, row.attempt) for row in read(root).rows if isinstance(row, Failed)})
         simulation = Simulation(world, case.workload(), case.slots)
         self._simulation = simulation
         self._world = world
         self.study = case.study()
-        self.journal = Journal(root)
         record.resumed()
         searcher = case.searcher.build(Space(case.extended_space or case.space), case.seed)
         pending = None if extensions(root) else case.extension

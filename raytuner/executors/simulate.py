@@ -16,7 +16,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -69,6 +69,15 @@ class Workload:
     damaged: Callable[[int, int], bool] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Away:
+    """A worker that is lost: until when, and the attempt at a trial that it was lost with."""
+
+    back: float
+    trial: int
+    attempt: int
+
+
 @dataclass(slots=True)
 class World:
     """What outlives a driver. It is also the place where checkpoints lie (`raytuner.driver.Shelf`)."""
@@ -90,8 +99,13 @@ class World:
     """How large all that are there are."""
     peak_bytes: int = 0
     quarantined: set[tuple[int, int]] = field(default_factory=set)
-    away: dict[int, float] = field(default_factory=dict)
-    """Workers that are lost, and when each is back."""
+    away: dict[int, Away] = field(default_factory=dict)
+    """Workers that are lost."""
+
+    def undo_losses(self, written: Container[tuple[int, int]]) -> None:
+        """Those workers are there that were lost with other attempts (trial, number) than are ``written`` down to have
+        failed: such an attempt is made again, and it is then that it loses its worker, one and not two."""
+        self.away = {n: each for n, each in self.away.items() if (each.trial, each.attempt) in written}
 
     def made(self, trial: int, after: int, step: int) -> None:
         """A trial made the steps after one up to another."""
@@ -165,9 +179,9 @@ class Simulation:
         self._later: list[tuple[float, int, Callable[[float], None]]] = []  # (time, number, what else happens)
         self._count = count()
         self._heard = -math.inf  # the last instant of which all was told
-        world.away = {worker: back for worker, back in world.away.items() if back > world.now}
-        for worker, back in world.away.items():
-            self._plan_later(back, partial(self._return, worker))
+        world.away = {worker: away for worker, away in world.away.items() if away.back > world.now}
+        for worker, away in world.away.items():
+            self._plan_later(away.back, partial(self._return, worker))
         self._idle = [worker for worker in range(slots) if worker not in world.away]  # a heap of those with no trial
         self._slots = len(self._idle)
         self._ready.append(Slots(world.now, self._slots))
@@ -381,14 +395,15 @@ class Simulation:
         lease = running.lease
         del self._running[lease.trial.id, lease.attempt]
         if failure is Failure.LOST and self._workload.away_s:
-            self._lose(running.worker, at)
+            self._lose(running.worker, lease, at)
         else:
             heapq.heappush(self._idle, running.worker)
         self._ready.append(Failed(at, lease.trial.id, lease.attempt, failure, message, running.spent))
 
-    def _lose(self, worker: int, at: float) -> None:
+    def _lose(self, worker: int, lease: Lease, at: float) -> None:
         """A worker is gone for a while; before its lease is over, or its slot would be given out once more."""
-        self._world.away[worker] = back = at + self._workload.away_s
+        back = at + self._workload.away_s
+        self._world.away[worker] = Away(back, lease.trial.id, lease.attempt)
         self._slots -= 1
         self._ready.append(Slots(at, self._slots))
         self._plan_later(back, partial(self._return, worker))

@@ -10,7 +10,7 @@ import pytest
 
 from raytuner.checkpoints import CheckpointConfig
 from raytuner.events import Ended, Event, Failed, How, Reported, Slots
-from raytuner.executors.simulate import Simulation, Workload, World
+from raytuner.executors.simulate import Away, Simulation, Workload, World
 from raytuner.objective import Objective
 from raytuner.retry import Retries
 from raytuner.schedulers import AsyncHyperBandScheduler
@@ -376,6 +376,20 @@ def test_a_trial_goes_on_at_the_pace_of_its_worker() -> None:
     assert until_end(simulation, 1)[1].at == 9.0
 
 
+def test_a_loss_that_was_not_written_down_takes_no_second_worker() -> None:
+    """The trial runs again, and is lost again: with one worker, not with two."""
+    load = replace(LOAD, fault=lambda trial, step, tries: Failure.LOST if step == 2 else None, away_s=10.0)
+    world = World()
+    for attempt in (1, 2):
+        world.undo_losses(set())
+        simulation = opened(2, load, world)
+        simulation.run(lease(0, 20, attempt=attempt))
+        assert until_end(simulation, 0)[1].at == 2.0
+        assert world.away == {0: Away(12.0, 0, attempt)}
+    world.undo_losses({(0, 2)})
+    assert Simulation(world, load, 2).wait(None) == [Slots(2.0, 1)]
+
+
 def test_a_lost_worker_is_away_for_a_while() -> None:
     load = replace(LOAD, fault=lambda trial, step, tries: Failure.LOST if trial.id == step == 1 else None, away_s=10.0)
     world = World()
@@ -389,8 +403,9 @@ def test_a_lost_worker_is_away_for_a_while() -> None:
     assert failed.failure is Failure.LOST
     with pytest.raises(AssertionError, match="all 1 slots are taken"):
         simulation.run(lease(2, 9))
-    assert world.away == {1: 11.0}
-    later = Simulation(World(now=4.0, away={1: 11.0, 0: 3.0}), load, 2)  # a driver's death does not bring it back
+    assert world.away == {1: Away(11.0, trial=1, attempt=1)}
+    after = World(now=4.0, away={1: Away(11.0, 1, 1), 0: Away(3.0, 0, 1)})
+    later = Simulation(after, load, 2)  # a driver's death does not bring it back
     assert later.wait(None) == [Slots(4.0, 1)]
     assert later.wait(None) == [Slots(11.0, 2)]
     heard = [event for _ in range(10) for event in simulation.wait(None)]
