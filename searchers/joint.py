@@ -25,8 +25,8 @@ import numpy as np
 from raytuner.actions import Answer, Proposal
 from raytuner.explanation import EVIDENCE, Evidence, Explanation
 from raytuner.history import Fitted
-from raytuner.models.acquisition import Acquisition, Improvement, Pool, keys
-from raytuner.models.density_ratio import DensityRatio
+from raytuner.models.acquisition import Acquisition, Improvement, Pool, UnderWay, keys
+from raytuner.models.density_ratio import DRAWN, LOOKED_AT, Candidates, DensityRatio
 from raytuner.models.gaussian_process import Floats, GaussianProcess, likeliest
 from raytuner.models.multi_fidelity import (
     MOST_DATA,
@@ -52,6 +52,7 @@ from raytuner.trial import Config, Observation, Pending
 
 _POOL = int.from_bytes(b"pool", "big")
 _CHOSEN = int.from_bytes(b"data", "big")
+_DRAWN = int.from_bytes(b"draw", "big")
 _WEIGHED = int.from_bytes(b"old", "big")
 
 FIRST = 3
@@ -69,6 +70,7 @@ class _Begun:
     until: int
     point: Floats
     active: Bools
+    key: bytes
 
 
 class JointSearcher:
@@ -103,12 +105,14 @@ class JointSearcher:
         self._features = Features.of(space)
         self._outcomes = Outcomes(len(space))
         self._seen: set[bytes] = set()
-        self._configs: dict[int, tuple[Floats, Bools] | None] = {}  # of trials that were heard of or asked about
+        self._configs: dict[int, tuple[Floats, Bools, bytes] | None] = {}  # of trials that were heard of or asked about
+        self._begun: dict[int, _Begun] = {}  # by trial, as it was last under way
         self._at_first: list[_Begun] | None = None  # what was under way at the first `ask` since it was told
         self._first = 0  # the trial that was asked for then
         self._pool: Pool | None = None
         self._unscored: Callable[[Floats], Floats] | None = None  # while nothing new is heard
         self._densities: tuple[int, DensityRatio] | None = None  # of so many outcomes
+        self._candidates: tuple[tuple[int, int], Candidates, dict[bytes, list[int]]] | None = None
         self._old = Sources(space, self._features, sources, values) if sources else None
         self._fit: tuple[int, Floats, Mixed | None] | None = None  # to so many outcomes
 
@@ -116,8 +120,9 @@ class JointSearcher:
         begun = self._note(trial, pending)
         rng = np.random.default_rng([self._seed, trial])
         known = self._outcomes.tried
-        under_way = sum(not self._outcomes.has(each.trial) for each in begun)
-        early = known + under_way < self._least or known < self._least // 2 + 1
+        if early := known < self._least:
+            under_way = sum(not self._outcomes.has(each.trial) for each in begun)
+            early = known + under_way < self._least or known < self._least // 2 + 1
         if rng.random() < self._random_fraction or not len(self._space):
             return self._random(rng)
         if early and not self._believes():
@@ -129,7 +134,7 @@ class JointSearcher:
             at_first = {(each.trial, each.until) for each in self._at_first or ()}
             later = [each for each in begun if (each.trial, each.until) not in at_first]
             t = self._rungs([each.until for each in later]).tolist()
-            since = [(each.point, each.active, rung) for each, rung in zip(later, t, strict=True)]
+            since = [UnderWay(each.key, each.point, each.active, rung) for each, rung in zip(later, t, strict=True)]
             choice = pool.choose(since)
             if choice is None:
                 return self._random(rng)
@@ -152,13 +157,15 @@ class JointSearcher:
         found = self._encoded(seen.trial, seen.config)
         if found is None:
             return
-        point, active = found
+        point, active, key = found
         if self._outcomes.add(seen.trial, seen.until, value, point, active):
-            self._seen.update(keys(point[None]))
+            self._seen.add(key)
             self._at_first = self._pool = self._unscored = None
+        if seen.ended:
+            self._begun.pop(seen.trial, None)
 
     def recall(self, trial: int, until: int, pending: Sequence[Pending], answer: Answer) -> None:
-        if len(self._outcomes) < self._large:  # after that nobody looks at what a batch began with
+        if len(self._outcomes) < self._large:  # after that what is proposed depends on the number of outcomes only
             self._note(trial, pending)
 
     def explain(self, config: Config) -> Explanation | None:
@@ -207,16 +214,22 @@ class JointSearcher:
         """What is under way; it is kept if this is the first that is asked since something was told."""
         begun = []
         for each in pending:
-            if each.step < each.until and (found := self._encoded(each.trial, each.config)) is not None:
-                begun.append(_Begun(each.trial, each.until, *found))
+            if each.step >= each.until:
+                continue
+            if (known := self._begun.get(each.trial)) is None or known.until != each.until:
+                if (found := self._encoded(each.trial, each.config)) is None:
+                    continue
+                self._begun[each.trial] = known = _Begun(each.trial, each.until, *found)
+            begun.append(known)
         if self._at_first is None:
             self._at_first, self._first = begun, trial
         return begun
 
-    def _encoded(self, trial: int, config: Config) -> tuple[Floats, Bools] | None:
-        """A trial's point; None if its configuration is from outside the space, as a fork's may be."""
+    def _encoded(self, trial: int, config: Config) -> tuple[Floats, Bools, bytes] | None:
+        """A trial's point, and its key; None if its configuration is from outside the space, as a fork's may be."""
         if trial not in self._configs:
-            self._configs[trial] = self._space.found(config)
+            found = self._space.found(config)
+            self._configs[trial] = None if found is None else (*found, keys(found[0][None])[0])
         return self._configs[trial]
 
     def _random(self, rng: np.random.Generator) -> Proposal:
@@ -230,14 +243,13 @@ class JointSearcher:
 
     def _by_densities(self, rng: np.random.Generator, begun: Sequence[_Begun]) -> Proposal:
         count, densities = self._latest_densities()
-        found = densities.draw(self._space, rng)
-        under_way = {key for each in begun for key in keys(each.point[None])}
-        for place, own in enumerate(keys(found.points)):
-            if (
-                own not in self._seen
-                and own not in under_way
-                and self._space.feasible(config := self._space.decode(found.points[place]))
-            ):
+        under_way = {each.key for each in begun}
+        found, places = self._drawn(densities, len(under_way))
+        free = np.ones(len(found.points), dtype=np.bool_)
+        free[[place for own in under_way for place in places.get(own, ())]] = False
+        left = np.flatnonzero(free)
+        for place in np.sort(rng.choice(left, min(LOOKED_AT, len(left)), replace=False)).tolist():
+            if self._space.feasible(config := self._space.decode(found.points[place])):
                 note = {
                     "origin": "model",
                     "surrogate": "densities",
@@ -247,6 +259,21 @@ class JointSearcher:
                 }
                 return Proposal(config, note)
         return self._random(rng)
+
+    def _drawn(self, densities: DensityRatio, under_way: int) -> tuple[Candidates, dict[bytes, list[int]]]:
+        """Candidates that were not tried, the best first, with their places by their keys: the same for all who ask
+        while nothing new is heard, but others when half of them may be under way."""
+        batch = len(self._outcomes), under_way // (DRAWN // 2)
+        if self._candidates is None or self._candidates[0] != batch:
+            found = densities.draw(self._space, np.random.default_rng([self._seed, _DRAWN, *batch]))
+            own = keys(found.points)
+            fresh = [place for place, key in enumerate(own) if key not in self._seen]
+            places: dict[bytes, list[int]] = {}
+            for place, was in enumerate(fresh):
+                places.setdefault(own[was], []).append(place)
+            found = Candidates(found.points[fresh], found.active[fresh], found.log_ratio[fresh])
+            self._candidates = batch, found, places
+        return self._candidates[1:]
 
     def _latest_densities(self) -> tuple[int, DensityRatio]:
         """Those in use now, and of how many outcomes they are."""
@@ -289,7 +316,7 @@ class JointSearcher:
             np.array([each.active for each in begun], dtype=np.bool_).reshape(len(begun), len(self._space)),
             self._rungs([each.until for each in begun]),
         )
-        seen = self._seen.union(*(keys(each.point[None]) for each in begun))
+        seen = self._seen.union(each.key for each in begun)
         rng = np.random.default_rng([self._seed, _POOL, self._first])
         return Pool(self._space, surrogate, seen, rng, self._acquisition, self._outcomes.tried)
 

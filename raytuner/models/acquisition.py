@@ -6,7 +6,8 @@ dimensions and then uphill along the gradient in the numeric ones.
 
 `Pool` does this once for all trials that are begun while nothing new is heard: each trial begun since is taken for
 pending as well, in the manner of GP-BUCB (Desautels, Krause & Burdick 2014): means stay, deviations shrink. So a batch
-of 64 costs little more than one, and no two of it are alike.
+of 64 costs little more than one, and no two of it are alike. Which candidate comes next is found as in the lazy greedy
+algorithm (Minoux 1978).
 """
 
 # Notation: as in `raytuner.models.multi_fidelity`, and
@@ -20,7 +21,7 @@ from dataclasses import dataclass, fields
 from typing import Protocol, Self, cast
 
 import numpy as np
-from scipy.linalg import solve_triangular
+from scipy.linalg import lapack, solve_triangular
 from scipy.optimize import minimize
 from scipy.special import log_ndtr, ndtr
 
@@ -38,6 +39,12 @@ Twice as many of all find no more: the largest log expected improvement differs 
 
 GUIDED = 60
 """Feasible points, where the space has constraints, and points of the user's priors, where it has any."""
+
+_LOOKS = 32
+"""Candidates of a pool that are looked at anew at first, in a batch."""
+
+_JUMP = 0.01
+"""More than an acquisition may rise by where its expressions meet, or by rounding."""
 
 _LOG_SQRT_2_PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -73,7 +80,7 @@ def _log_h(u: float, log_density: float, log_below: float) -> float:
 
 
 class Acquisition(Protocol):
-    """What makes a point worth trying: larger is better."""
+    """What makes a point worth trying: larger is better. It does not rise where deviation or best fall."""
 
     def at(self, mean: Floats, deviation: Floats, best: float) -> Floats:
         """Of normal predictions (m,), where ``best`` is the lowest mean so far."""
@@ -108,6 +115,16 @@ class ConfidenceBound:
 
     def slope(self, mean: float, deviation: float, best: float) -> tuple[float, float, float]:
         return self.beta * deviation - mean, -1.0, self.beta
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """A trial that was begun: its point (d,), `keys` of it, and the rung that it runs to."""
+
+    key: bytes
+    point: Floats
+    active: Bools
+    t: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,71 +180,80 @@ class Pool:
             self._places.setdefault(own_key, []).append(place)
         self._free = np.ones(len(fresh), dtype=np.bool_)
         self._believed = self._belief(self._points, self._active)
+        self._most = np.full(len(fresh), math.inf)  # what each candidate was worth when it was last looked at
         self._base = self._reduced, self._best
-        self._nothing_begun = _Begun.none(self._fixed.shape[1], len(process.inputs), len(fresh))
-        self._begun = self._nothing_begun
+        self._begun = self._nothing_begun()
 
     # ------------------------------------------------------------------------------------------------ to choose
 
-    def choose(self, begun: Sequence[tuple[Floats, Bools, float]]) -> Choice | None:
-        """The best candidate, if trials (point, active, rung) were begun since; None if there is none left."""
+    def _nothing_begun(self) -> _Begun:
+        return _Begun(self._fixed.shape[1], len(self._model.process.inputs), len(self._points))
+
+    def choose(self, begun: Sequence[UnderWay]) -> Choice | None:
+        """The best candidate, if these trials were begun since; None if there is none left."""
         if not len(self._points):
             return None
-        points = np.array([point for point, _, _ in begun]).reshape(len(begun), len(self._space))
-        own = [(key, t) for key, (_, _, t) in zip(keys(points), begun, strict=True)]
-        if list(self._begun.keys) != own[: len(self._begun.keys)]:
-            self._begun = self._nothing_begun
+        known = self._begun.keys
+        if known != [(each.key, each.t) for each in begun[: len(known)]]:
+            self._begun = self._nothing_begun()
             self._reduced, self._best = self._base
             self._free[:] = True
-        for each, (point, active, t) in list(zip(own, begun, strict=True))[len(self._begun.keys) :]:
-            self._add(each, point, active, t)
-        if not self._free.any():
-            return None
-        deviation = self._deviation(self._reduced)
-        worth = self._acquisition.at(self._mean, deviation, self._best) + self._believed
-        worth = np.where(self._free, worth, -math.inf)
-        best = self._first_feasible(worth)
-        if best is None:
-            return None
-        return Choice(
-            self._points[best],
-            self._active[best],
-            float(self._mean[best]),
-            float(deviation[best]),
-            float(worth[best]),
-            self._best,
-        )
-
-    def _add(self, own: tuple[bytes, float], point: Floats, active: Bools, t: float) -> None:
-        """A trial that was begun: another row of L, and of V."""
-        process, features, begun = self._model.process, self._model.features, self._begun
-        at = features.at(point[None], active[None], np.array([t]), self._model.top)
-        k = process.between(self._fixed, at)[:, 0]  # (n + m,)
-        n = len(process.inputs)
-        v = solve_triangular(process.factor, k[:n], lower=True, check_finite=False)  # (n,)
-        covariance = process.between(begun.at, at)[:, 0] - begun.v @ v
-        row = solve_triangular(begun.L, covariance, lower=True, check_finite=False) if len(covariance) else covariance
-        pivot2 = process.signal + process.noise_at(at) + JITTER - float(v @ v) - float(row @ row)
-        pivot = math.sqrt(max(pivot2, 1e-12))
-        V = (k[n:] - v @ self._V - row @ begun.V) / pivot
-        self._reduced = self._reduced + V * V
-        self._begun = begun.another(own, at, v, np.append(row, pivot), V)
-        places = self._places.get(own[0], [])
-        self._free[places] = False
-        mean = self._mean[places[0]] if places else process.mean(self._model.at_top(point[None], active[None]))[0]
-        self._best = min(self._best, float(mean))
-
-    def _first_feasible(self, worth: Floats) -> int | None:
-        """The place of the best that meets the space's constraints; it looks at few, for each calls the user's code."""
-        if not self._space.constraints:
-            return int(worth.argmax())
-        for place in np.argsort(-worth, kind="stable").tolist():
-            if worth[place] == -math.inf:
-                break
-            if self._space.feasible(self._space.decode(self._points[place])):
-                return int(place)
+            self._most[:] = math.inf
+        for each in begun[len(self._begun.keys) :]:
+            self._add(each)
+        while self._free.any():
+            place = self._worthiest()
+            # The user's code is called for few.
+            if not self._space.constraints or self._space.feasible(self._space.decode(self._points[place])):
+                return Choice(
+                    self._points[place],
+                    self._active[place],
+                    float(self._mean[place]),
+                    float(self._deviation(self._reduced[place])),
+                    float(self._most[place]),
+                    self._best,
+                )
             self._free[place] = False  # it stays so until the pool is made anew
         return None
+
+    def _add(self, new: UnderWay) -> None:
+        """A trial that was begun: another row of L, and of V."""
+        process, features, begun = self._model.process, self._model.features, self._begun
+        at = features.at(new.point[None], new.active[None], np.array([new.t]), self._model.top)
+        k = process.between(self._fixed, at)[:, 0]  # (n + m,)
+        n = len(process.inputs)
+        v = _solved(process.factor, k[:n])  # (n,)
+        covariance = process.between(begun.at, at)[:, 0] - begun.v @ v
+        row = _solved(begun.L, covariance) if len(covariance) else covariance
+        pivot2 = process.signal + process.noise_at(at) + JITTER - float(v @ v) - float(row @ row)
+        pivot = math.sqrt(max(pivot2, 1e-12))
+        V = k[n:] - v @ self._V
+        if len(row):
+            V -= row @ begun.V
+        V /= pivot
+        self._reduced = self._reduced + V * V
+        begun.add((new.key, new.t), at[0], v, np.append(row, pivot), V)
+        places = self._places.get(new.key, [])
+        self._free[places] = False
+        top = self._model.at_top(new.point[None], new.active[None])
+        mean = self._mean[places[0]] if places else process.mean(top)[0]
+        self._best = min(self._best, float(mean))
+
+    def _worthiest(self) -> int:
+        """The place of the best that is free. No candidate becomes worth more while trials begin: those that were worth
+        less than what is found need not be looked at again."""
+        most = np.where(self._free, self._most, -math.inf)
+        order = np.argsort(-most, kind="stable")
+        looked = 0
+        while True:
+            some = order[looked : 2 * looked or _LOOKS]
+            looked += len(some)
+            worth = self._acquisition.at(self._mean[some], self._deviation(self._reduced[some]), self._best)
+            self._most[some] = worth = worth + self._believed[some]
+            most[some] = np.where(self._free[some], worth, -math.inf)
+            best = most[order[:looked]].max()
+            if looked == len(order) or best > most[order[looked]] + _JUMP:
+                return int(np.flatnonzero(self._free & (most == best))[0])
 
     def _belief(self, points: Floats, active: Bools) -> Floats:
         """What the user's priors add to the acquisition of points (m, d)."""
@@ -348,25 +374,45 @@ class _Weighed:
         return cls(*(np.concatenate([getattr(part, name) for part in parts], axis=int(name == "V")) for name in names))
 
 
-@dataclass(frozen=True, slots=True)
 class _Begun:
     """The q trials that were begun since: their rows of L (those of the data, ``v``, and of each other), and of V."""
 
-    keys: tuple[tuple[bytes, float], ...]
-    at: Floats  # (q, D + 2)
-    v: Floats  # (q, n)
-    L: Floats  # (q, q)
-    V: Floats  # (q, m)
+    def __init__(self, features: int, n: int, m: int) -> None:
+        self.keys: list[tuple[bytes, float]] = []
+        self._at, self._v, self._V = (np.empty((8, width)) for width in (features, n, m))
+        self._L = np.zeros((8, 8))
 
-    @classmethod
-    def none(cls, features: int, n: int, m: int) -> Self:
-        return cls((), np.empty((0, features)), np.empty((0, n)), np.empty((0, 0)), np.empty((0, m)))
+    @property
+    def at(self) -> Floats:
+        return self._at[: len(self.keys)]  # (q, D + 2)
 
-    def another(self, key: tuple[bytes, float], at: Floats, v: Floats, row: Floats, V: Floats) -> _Begun:
+    @property
+    def v(self) -> Floats:
+        return self._v[: len(self.keys)]  # (q, n)
+
+    @property
+    def V(self) -> Floats:
+        return self._V[: len(self.keys)]  # (q, m)
+
+    @property
+    def L(self) -> Floats:
+        return self._L[: len(self.keys), : len(self.keys)]
+
+    def add(self, key: tuple[bytes, float], at: Floats, v: Floats, row: Floats, V: Floats) -> None:
         q = len(self.keys)
-        L = np.zeros((q + 1, q + 1))
-        L[:q, :q], L[q] = self.L, row
-        return _Begun((*self.keys, key), np.vstack([self.at, at]), np.vstack([self.v, v]), L, np.vstack([self.V, V]))
+        if q == len(self._L):
+            self._at, self._v, self._V = (np.concatenate([x, np.empty_like(x)]) for x in (self._at, self._v, self._V))
+            self._L = np.pad(self._L, (0, q))
+        self._at[q], self._v[q], self._V[q], self._L[q, : q + 1] = at, v, V, row
+        self.keys.append(key)
+
+
+def _solved(L: Floats, b: Floats) -> Floats:
+    """L^-1 b, of b (n,). As `solve_triangular`, whose checks take longer than this does where n is small."""
+    x, failed = lapack.dtrtrs(L, b, lower=1)
+    assert failed == 0  # a factor has a positive diagonal
+    solved: Floats = x
+    return solved
 
 
 def keys(points: Floats) -> list[bytes]:

@@ -16,6 +16,7 @@ from raytuner.models.acquisition import (
     ConfidenceBound,
     Improvement,
     Pool,
+    UnderWay,
     keys,
     log_expected_improvement,
 )
@@ -25,7 +26,6 @@ from raytuner.models.parzen import Bools
 from raytuner.space import Space, choice, randint, uniform
 
 SPACE = Space({"x": uniform(0, 1), "y": uniform(0, 1), "kind": choice(["a", {"m": uniform(0, 1)}])})
-Begun = tuple[Floats, Bools, float]
 
 
 @given(st.floats(-3, 3), st.floats(0.01, 3), st.floats(-3, 3))
@@ -85,7 +85,11 @@ def pool(model: Surrogate = MODEL, seen: frozenset[bytes] = frozenset(), seed: i
     return Pool(SPACE, model, seen, np.random.default_rng(seed))
 
 
-def chosen(of: Pool, begun: list[Begun]) -> Choice:
+def under_way(point: Floats, active: Bools, t: float) -> UnderWay:
+    return UnderWay(keys(point[None])[0], point, active, t)
+
+
+def chosen(of: Pool, begun: list[UnderWay]) -> Choice:
     found = of.choose(begun)
     assert found is not None
     return found
@@ -107,30 +111,49 @@ def test_what_is_said_of_a_choice_is_what_the_model_says() -> None:
 
 def test_trials_begun_since_count_as_if_the_model_had_been_given_them() -> None:
     """The rows added one by one equal the posterior that is made anew; so do the means, which stay."""
-    of, begun = pool(), list[Begun]()
+    of, begun = pool(), list[UnderWay]()
     for _ in range(6):
         found = chosen(of, begun)
         again = MODEL
         if begun:
-            points, active, t = (np.array(each) for each in zip(*begun, strict=True))
-            again = MODEL.given(points, active, t)
+            points, active = np.array([each.point for each in begun]), np.array([each.active for each in begun])
+            again = MODEL.given(points, active, np.array([each.t for each in begun]))
         mean, deviation = again.predict(found.point[None], found.active[None])
         assert found.mean == pytest.approx(mean[0], abs=1e-8)
         assert found.deviation == pytest.approx(deviation[0], rel=1e-5)
         assert found.best == pytest.approx(again.predict(again.points, again.active)[0].min(), abs=1e-8)
-        begun.append((found.point, found.active, -1.0 if len(begun) % 2 else 0.0))
-    assert len({keys(point[None])[0] for point, _, _ in begun}) == 6
+        begun.append(under_way(found.point, found.active, -1.0 if len(begun) % 2 else 0.0))
+    assert len({each.key for each in begun}) == 6
 
 
 def test_an_answer_depends_on_what_is_under_way_and_not_on_what_was_asked_before() -> None:
     of, other = pool(), pool()
     first = chosen(of, [])
-    second = chosen(of, [(first.point, first.active, 0.0)])
-    elsewhere = (SPACE.snap(np.full((1, len(SPACE)), 0.9))[0][0], np.ones(len(SPACE), dtype=np.bool_), 0.0)
+    second = chosen(of, [under_way(first.point, first.active, 0.0)])
+    corner = SPACE.snap(np.full((1, len(SPACE)), 0.9))[0][0]
+    elsewhere = under_way(corner, np.ones(len(SPACE), dtype=np.bool_), 0.0)
     third = chosen(of, [elsewhere])
     assert keys(chosen(other, [elsewhere]).point[None]) == keys(third.point[None])
-    assert keys(chosen(of, [(first.point, first.active, 0.0)]).point[None]) == keys(second.point[None])
+    assert keys(chosen(of, [under_way(first.point, first.active, 0.0)]).point[None]) == keys(second.point[None])
     assert keys(chosen(of, []).point[None]) == keys(first.point[None])
+
+
+@pytest.mark.parametrize("acquisition", [Improvement(), ConfidenceBound()])
+def test_a_batch_is_that_of_looking_at_all_candidates_each_time(acquisition: Acquisition) -> None:
+    """The lazy search passes over candidates that cannot be the best: it finds the same as one that begins anew."""
+
+    def fresh() -> Pool:
+        return Pool(SPACE, MODEL, frozenset(), np.random.default_rng(3), acquisition)
+
+    of, begun = fresh(), list[UnderWay]()
+    for count in range(60):
+        found = chosen(of, begun)
+        if count % 7 == 6:
+            anew = chosen(fresh(), begun)
+            assert keys(anew.point[None]) == keys(found.point[None])
+            assert anew.acquisition == found.acquisition
+        begun.append(under_way(found.point, found.active, -float(count % 3)))
+    assert len({each.key for each in begun}) == 60
 
 
 def test_what_was_tried_is_not_proposed() -> None:

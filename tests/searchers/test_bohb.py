@@ -187,6 +187,19 @@ def test_a_large_history_is_modelled_by_densities(monkeypatch: pytest.MonkeyPatc
     assert float(found.config["x"]) == pytest.approx(0.37, abs=0.2)
 
 
+def test_a_batch_of_a_large_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All who ask while nothing new is heard share candidates: no two get the same, and who asks alone gets it, too."""
+    monkeypatch.setattr(joint, "LARGE", 40)
+    monkeypatch.setattr(joint, "DRAWN", 96)
+    searcher, pending = told(40), list[Pending]()
+    for trial in range(100, 220):  # more than one draw's candidates
+        pending.append(Pending(trial, ask(searcher, trial, tuple(pending)).config, 0, 1))
+    assert len({str(each.config) for each in pending}) == len(pending)
+    assert np.median([abs(float(each.config["x"]) - 0.37) for each in pending]) < 0.2
+    for place in (0, 1, 50, 119):
+        assert ask(told(40), 100 + place, tuple(pending[:place])).config == pending[place].config
+
+
 def test_of_how_many_outcomes_the_densities_are() -> None:
     used = [last_densities(count) for count in range(1, 30_000)]
     assert (np.diff(used) >= 0).all()
