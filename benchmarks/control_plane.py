@@ -38,13 +38,13 @@ from raytuner.checkpoints import CheckpointConfig
 from raytuner.driver import Driver, Recorder
 from raytuner.events import Event
 from raytuner.executors.simulate import Simulation, Workload, World
-from raytuner.journal import Journal, Row
 from raytuner.objective import Objective
 from raytuner.protocols import SchedulingPolicy, SearchAlgorithm
+from raytuner.record.journal import Journal, Row
+from raytuner.record.segments import read_segment
 from raytuner.retry import Retries
 from raytuner.schedulers import ASHAScheduler, HyperBandScheduler
 from raytuner.searchers import BOHB, RandomSearch
-from raytuner.segments import read_segment
 from raytuner.space import Space, choice, loguniform, randint, uniform
 from raytuner.study import Study
 from raytuner.trial import Lease, Reports, Trial

@@ -52,7 +52,7 @@ from _common import Disk, console, load, middle, number, percent, print_place, t
 
 import raytuner
 from raytuner.cluster import local
-from raytuner.journal import read
+from raytuner.record.journal import read
 from raytuner.schedulers import ASHAScheduler, HyperBandScheduler
 from raytuner.searchers import BOHB
 

@@ -54,7 +54,7 @@ import raytuner
 from raytuner.actions import Fork, Resume
 from raytuner.cluster import local
 from raytuner.events import Ended, Loaded
-from raytuner.journal import Row, read
+from raytuner.record.journal import Row, read
 from raytuner.schedulers import PopulationBasedTraining
 
 CPUS, MEMBERS, INTERVAL = 2, 4, 5

@@ -36,8 +36,8 @@ from raytuner import CheckpointConfig, RunConfig, TuneConfig, Tuner, choice, log
 from raytuner.driver import Driver
 from raytuner.events import Event, Slots
 from raytuner.executors.simulate import Simulation, Workload, World
-from raytuner.journal import Journal, Row
 from raytuner.protocols import SearchAlgorithm
+from raytuner.record.journal import Journal, Row
 from raytuner.schedulers import ASHAScheduler
 from raytuner.searchers import BOHB, RandomSearch
 from raytuner.trial import Lease, Reports, Trial

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from raytuner.delivery import sync as sync
     from raytuner.extension import Extension as Extension
     from raytuner.history import History as History
-    from raytuner.lock import StudyInUse as StudyInUse
     from raytuner.models.transfer import portfolio as portfolio
-    from raytuner.patience import StorageError as StorageError
     from raytuner.plan import Faults as Faults
     from raytuner.plan import Forecast as Forecast
     from raytuner.plan import simulate as simulate
+    from raytuner.record.lock import StudyInUse as StudyInUse
+    from raytuner.record.patience import StorageError as StorageError
     from raytuner.results import Result as Result
     from raytuner.results import ResultGrid as ResultGrid
     from raytuner.session import get_checkpoint as get_checkpoint
@@ -60,9 +60,9 @@ _HOME = {
     "raytuner.delivery": ["sync"],
     "raytuner.extension": ["Extension"],
     "raytuner.history": ["History"],
-    "raytuner.lock": ["StudyInUse"],
+    "raytuner.record.lock": ["StudyInUse"],
     "raytuner.models.transfer": ["portfolio"],
-    "raytuner.patience": ["StorageError"],
+    "raytuner.record.patience": ["StorageError"],
     "raytuner.plan": ["Faults", "Forecast", "simulate"],
     "raytuner.results": ["Result", "ResultGrid"],
     "raytuner.session": ["get_checkpoint", "get_context", "report", "should_checkpoint"],

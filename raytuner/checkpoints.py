@@ -36,8 +36,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from raytuner.durable import make_folders, not_a_folder, open_plain, sync_folder
-from raytuner.patience import Patience, StorageError, always
+from raytuner.record.durable import make_folders, not_a_folder, open_plain, sync_folder
+from raytuner.record.patience import Patience, StorageError, always
 from raytuner.retention import AnyOf as AnyOf
 from raytuner.retention import BestN as BestN
 from raytuner.retention import CheckpointConfig as CheckpointConfig

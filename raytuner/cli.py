@@ -28,8 +28,8 @@ def _at_the_door() -> Iterator[None]:
     """Errors about what the user gave, as sentences."""
     from raytuner.checkpoints import DamagedCheckpoint
     from raytuner.driver import ReplayDiffers
-    from raytuner.lock import StudyInUse
-    from raytuner.segments import DamagedSegment
+    from raytuner.record.lock import StudyInUse
+    from raytuner.record.segments import DamagedSegment
 
     try:
         yield

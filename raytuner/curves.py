@@ -280,14 +280,14 @@ class Recorded:
         path: the study's folder; a driver may be writing to it.
         param_space: needed if the study's space holds functions (`sample_from`).
 
-    Raises `raytuner.folder.NoStudy` where there is none, ValueError where it has not reported anything.
+    Raises `raytuner.record.folder.NoStudy` where there is none, ValueError where it has not reported anything.
     """
 
     sound = False
 
     def __init__(self, path: str | Path, param_space: Mapping[str, Any] | Space | None = None) -> None:
-        from raytuner.folder import Folder
-        from raytuner.journal import read
+        from raytuner.record.folder import Folder
+        from raytuner.record.journal import read
 
         folder = Folder(path)
         self.path = folder.root
@@ -410,7 +410,7 @@ def _configs(rows: Sequence[Any]) -> dict[int, Config]:
 
 def _tables(reports: Any) -> dict[int, _Said]:
     """A table of reports by trial."""
-    from raytuner.journal import METRIC, REPORTS
+    from raytuner.record.journal import METRIC, REPORTS
 
     table = reports.sort_by([("trial", "ascending"), ("step", "ascending")])
     names = [name for name in table.column_names if name not in REPORTS.names and name not in AUTOMATIC]

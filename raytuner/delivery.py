@@ -1,9 +1,9 @@
 """How callbacks hear of a study: each in a thread of its own, which reads the record from where it last stood.
 
 The driver only says how many turns are durable (`Deliveries.wake`): a number and an event, whatever the callback does.
-The thread reads these turns (`raytuner.cursor`), makes calls of them (`raytuner.retelling`), and keeps how far it got
-in ``callbacks/<name>.json``, about every second. That file is written whole or not at all, and counts a call only once
-it returned: so after a kill the last calls are made again, and none is missing.
+The thread reads these turns (`record.cursor`), makes calls of them (`retelling`), and keeps how far it got in
+``callbacks/<name>.json``, about every second. That file is written whole or not at all, and counts a call only once it
+returned: so after a kill the last calls are made again, and none is missing.
 
 A call that raises is logged, once for each hook and kind of error, and passed over. A `setup` that raises keeps its
 callback where it stood. When the driver is done the threads have a deadline; what is left then is told to the same
@@ -27,11 +27,11 @@ from typing import Any, ClassVar
 
 from raytuner.callback import checked_callbacks
 from raytuner.checkpoints import Checkpoint
-from raytuner.cursor import Cursor
-from raytuner.durable import make_folders, write_whole
-from raytuner.folder import Folder, NoStudy
-from raytuner.journal import Journal
-from raytuner.lock import take
+from raytuner.record.cursor import Cursor
+from raytuner.record.durable import make_folders, write_whole
+from raytuner.record.folder import Folder, NoStudy
+from raytuner.record.journal import Journal
+from raytuner.record.lock import take
 from raytuner.retelling import Call, Retelling, TrialView
 from raytuner.space import pack, unpack
 

@@ -39,9 +39,9 @@ from raytuner.events import (
     Ticked,
     Unwind,
 )
-from raytuner.journal import Row, events_of, uncollected
 from raytuner.ledger import IllegalChange
 from raytuner.protocols import Clock, Executor, Searcher
+from raytuner.record.journal import Row, events_of, uncollected
 from raytuner.retry import Remedies
 from raytuner.space import plain
 from raytuner.stopper import Watch
@@ -59,7 +59,7 @@ class ReplayDiffers(Exception):
 
 
 class Recorder(Protocol):
-    """What the driver needs of `raytuner.journal.Journal`."""
+    """What the driver needs of `raytuner.record.journal.Journal`."""
 
     def rows(self) -> Iterable[Row]: ...
 

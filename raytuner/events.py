@@ -1,7 +1,7 @@
 """What a study is told (`Event`) and what it wants done (`Command`).
 
 Each event happened at a time ``at``, in seconds since the epoch, read by whoever saw it. A study's whole life is the
-sequence of its events; `raytuner.journal` writes them down and gives them back.
+sequence of its events; `raytuner.record.journal` writes them down and gives them back.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from raytuner.events import Ask, Event, Extended, Proposed, Tell
 from raytuner.protocols import Searcher
 
 if TYPE_CHECKING:
-    from raytuner.journal import Row
+    from raytuner.record.journal import Row
     from raytuner.study import Study
 
 

@@ -97,7 +97,7 @@ def check_possible(
 
 
 def extended(what: Mapping[str, Any], extensions: Iterable[Extended]) -> dict[str, Any]:
-    """What a study is (`raytuner.folder.Folder.read`) once it was extended."""
+    """What a study is (`raytuner.record.folder.Folder.read`) once it was extended."""
     found = dict(what)
     for each in extensions:
         found |= each.changes

@@ -89,8 +89,8 @@ class History:
 
         Forks are left out: their values are not those of their configurations alone.
         """
-        from raytuner.folder import Folder
-        from raytuner.journal import metric_column
+        from raytuner.record.folder import Folder
+        from raytuner.record.journal import metric_column
         from raytuner.results import ResultGrid
 
         grid = study if isinstance(study, ResultGrid) else ResultGrid(study)

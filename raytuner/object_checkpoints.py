@@ -36,8 +36,8 @@ from raytuner.checkpoints import (
     Store,
     take,
 )
-from raytuner.durable import open_plain
-from raytuner.storage import Place
+from raytuner.record.durable import open_plain
+from raytuner.record.storage import Place
 
 _NAME = re.compile(r"MANIFEST-([0-9a-f]{64})\.json")
 _AT_ONCE = 8  # files that are sent or fetched at the same time

@@ -23,9 +23,9 @@ from raytuner.curves import Curve, Own, Recorded, Shape, chance, mixed, unit
 from raytuner.driver import Driver
 from raytuner.events import Decision, Ended, Event, Failed, Finish, How, Over, Proposed, Slots
 from raytuner.executors.simulate import Simulation, Workload, World
-from raytuner.journal import Row
 from raytuner.objective import Objective
 from raytuner.protocols import Executor
+from raytuner.record.journal import Row
 from raytuner.space import Space
 from raytuner.stopper import Watch, is_rule
 from raytuner.study import Study
@@ -322,7 +322,7 @@ class _MadeUp(Trainable):
 
 def settings_of(recorded: Recorded) -> tuple[TuneConfig, RunConfig, float]:
     """The settings of a study that was run, and how many GPUs its trials had (1, if that was a function)."""
-    from raytuner.folder import Folder
+    from raytuner.record.folder import Folder
 
     what = Folder(recorded.path).read()["resources"]
     with Folder(recorded.path).interpreted():

@@ -19,15 +19,15 @@ from raytuner.actions import Fork, Proposal, Resume, Start
 from raytuner.cache import CACHE_BYTES
 from raytuner.checkpoints import Checkpoint
 from raytuner.events import Checkpointed, Drop, Ended, Failed, How, Loaded, Over, Proposed, Quarantine
-from raytuner.folder import Folder
 from raytuner.held import Held
-from raytuner.journal import METRIC, REPORTS, Record, metric_column, read, text_of
 from raytuner.object_checkpoints import store_at
 from raytuner.objective import AUTOMATIC, Objective
+from raytuner.record.folder import Folder
+from raytuner.record.journal import METRIC, REPORTS, Record, metric_column, read, text_of
+from raytuner.record.segments import DamagedSegment
+from raytuner.record.storage import Place
 from raytuner.retry import merged
-from raytuner.segments import DamagedSegment
 from raytuner.space import pack
-from raytuner.storage import Place
 from raytuner.trial import Config, Metrics, State, Why
 
 if TYPE_CHECKING:

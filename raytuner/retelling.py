@@ -15,10 +15,10 @@ from typing import Any
 
 from raytuner.actions import Fork, Proposal, Resume, Start
 from raytuner.checkpoints import Store
-from raytuner.cursor import Happened
 from raytuner.events import Checkpointed, Drop, Ended, Failed, Finish, How, Loaded, Over, Proposed, Retry
-from raytuner.folder import Folder
-from raytuner.journal import METRIC, REPORTS
+from raytuner.record.cursor import Happened
+from raytuner.record.folder import Folder
+from raytuner.record.journal import METRIC, REPORTS
 from raytuner.results import TrialFailed
 from raytuner.trial import Config, State
 

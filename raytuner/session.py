@@ -31,9 +31,9 @@ from raytuner.events import Checkpointed, Damaged, Ended, Failed, How, Loaded
 from raytuner.mailbox import Frame, Leases, Outbox, Said, row_of
 from raytuner.object_checkpoints import ObjectStore, store_at
 from raytuner.objective import AUTOMATIC, Objective
-from raytuner.patience import PATIENCE_S, Patience, StorageError, always, is_outage
+from raytuner.record.patience import PATIENCE_S, Patience, StorageError, always, is_outage
+from raytuner.record.storage import Place
 from raytuner.retry import out_of_memory
-from raytuner.storage import Place
 from raytuner.surroundings import Surroundings
 from raytuner.trial import END, UNDER_WAY, Failure, Lease, Slot
 from raytuner.uploads import Uploads

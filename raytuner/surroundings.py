@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from raytuner.durable import not_a_folder
+from raytuner.record.durable import not_a_folder
 
 
 class Surroundings:

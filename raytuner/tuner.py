@@ -29,14 +29,15 @@ from raytuner.cache import CACHE_BYTES
 from raytuner.callback import Callback, checked_callbacks
 from raytuner.checkpoints import CheckpointConfig, Janitor
 from raytuner.extension import EXTENDABLE, Extension, check_possible, extended, longer
-from raytuner.folder import Folder, NoStudy
 from raytuner.interrupts import Interrupts
-from raytuner.lock import Hold, take
 from raytuner.object_checkpoints import store_at
 from raytuner.objective import Objective
-from raytuner.patience import PATIENCE_S, Patience, PatientJournal, StorageError
 from raytuner.protocols import SchedulingPolicy, SearchAlgorithm
-from raytuner.provenance import changes, code, versions
+from raytuner.record.folder import Folder, NoStudy
+from raytuner.record.lock import Hold, take
+from raytuner.record.patience import PATIENCE_S, Patience, PatientJournal, StorageError
+from raytuner.record.provenance import changes, code, versions
+from raytuner.record.storage import Place
 from raytuner.retry import Remedies, Retries
 from raytuner.schedulers import (
     SCHEDULERS,
@@ -52,7 +53,6 @@ from raytuner.session import Rules
 from raytuner.space import Constraint, Space, checked_constraints, code_name, pack, unpack
 from raytuner.spelling import current, make, spell
 from raytuner.stopper import StopRule, Watch, is_rule
-from raytuner.storage import Place
 from raytuner.trainable import Bound, Reserved, check, name_of, qualified_name
 from raytuner.trial import Config, Failure, Slot
 from raytuner.work import Work
@@ -349,7 +349,7 @@ class Tuner:
         `raytuner.StorageError` if the storage failed for longer than ``storage_patience_s``: nothing that was recorded
         is lost, and the study goes on from there once the storage answers.
         """
-        from raytuner.journal import is_complete
+        from raytuner.record.journal import is_complete
         from raytuner.results import ResultGrid
 
         with take(self._folder.root) as hold:
@@ -455,8 +455,8 @@ class Tuner:
     ) -> Finish:
         from raytuner.driver import Driver, Listener
         from raytuner.executors.inline import Inline
-        from raytuner.journal import Journal
         from raytuner.progress import Progress
+        from raytuner.record.journal import Journal
 
         study = self._study(seed)
         clock = _Clock()
@@ -584,7 +584,7 @@ class Tuner:
         TypeError if it has no model, ValueError if there is no study yet or the configuration is not in the space.
         """
         from raytuner.explanation import remembered
-        from raytuner.journal import read
+        from raytuner.record.journal import read
 
         seed = self._known_seed()
         if seed is None:
@@ -632,7 +632,7 @@ class Tuner:
         What `RunConfig` says of where the study is, how it retries and what it keeps is the study's own; the rest is as
         given here.
         """
-        from raytuner.journal import extensions
+        from raytuner.record.journal import extensions
 
         folder = Folder(path)
         what = extended(folder.read(), extensions(folder.root))
@@ -788,7 +788,7 @@ class Tuner:
 
     def _recorded(self) -> dict[str, Any]:
         """What the study in the folder is, as it was extended."""
-        from raytuner.journal import extensions
+        from raytuner.record.journal import extensions
 
         if self._known is None:
             self._known = extended(self._folder.read(), extensions(self._folder.root))

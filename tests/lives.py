@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 
-from raytuner import segments
 from raytuner.actions import Fork, Proposal, Resume, Start
 from raytuner.checkpoints import CheckpointConfig
 from raytuner.driver import Driver
-from raytuner.durable import sync_folder
 from raytuner.events import Damaged, Ended, Event, Extended, Failed, Over, Proposed
 from raytuner.executors.simulate import Simulation, Workload, World
-from raytuner.journal import Journal, Row, extensions, read
 from raytuner.objective import Objective
 from raytuner.protocols import SchedulingPolicy, SearchAlgorithm
+from raytuner.record import segments
+from raytuner.record.durable import sync_folder
+from raytuner.record.journal import Journal, Row, extensions, read
 from raytuner.retry import Remedies, Retries
 from raytuner.space import Space, choice, grid_search, loguniform, randint, uniform
 from raytuner.study import Study
@@ -102,10 +102,10 @@ def fate(monkeypatch: pytest.MonkeyPatch) -> Fate:
         fate.synced[path] = path.stat().st_size
 
     monkeypatch.setattr(segments, "_write", mortal_write)
-    monkeypatch.setattr("raytuner.journal.sync_file", mortal_file)
+    monkeypatch.setattr("raytuner.record.journal.sync_file", mortal_file)
     monkeypatch.setattr(segments.SegmentWriter, "sync", mortal_sync)
-    monkeypatch.setattr("raytuner.journal.sync_folder", mortal_folder)
-    monkeypatch.setattr("raytuner.journal.truncate", mortal_truncate)
+    monkeypatch.setattr("raytuner.record.journal.sync_folder", mortal_folder)
+    monkeypatch.setattr("raytuner.record.journal.truncate", mortal_truncate)
     return fate
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import ray
 
 import raytuner as tune
-from raytuner import journal, schedulers
+from raytuner import schedulers
+from raytuner.record import journal
 from raytuner.trial import Reports
 
 

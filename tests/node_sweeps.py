@@ -15,7 +15,7 @@ from typing import Any
 
 from raytuner.checkpoints import Store
 from raytuner.events import Checkpointed, Drop, Ended, Failed, Finish, Opened, Over, Slots
-from raytuner.journal import Record, read
+from raytuner.record.journal import Record, read
 from raytuner.results import ResultGrid
 from raytuner.trial import Failure
 from tests.cluster_host import ROOT, Host, environment

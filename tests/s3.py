@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 from pyarrow.fs import FileSelector
 
-from raytuner.storage import Place
+from raytuner.record.storage import Place
 
 KEY, SECRET = "AKIALOOPBACKONLY0000", "neverToBeFoundInAnyObject/0123456789abcd"
 

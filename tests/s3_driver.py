@@ -7,9 +7,9 @@ import signal
 import sys
 
 import raytuner as tune
+from raytuner.record.storage import Place
 from raytuner.schedulers import HyperBandScheduler
 from raytuner.searchers import BOHB, RandomSearch
-from raytuner.storage import Place
 
 
 def bowl(config: dict[str, float]) -> None:

@@ -13,7 +13,7 @@ from raytuner.budget import TimeBudget
 from raytuner.driver import Driver
 from raytuner.events import Event, Finish, How, Opened, Over, Slots, StopAsked, Ticked
 from raytuner.executors.simulate import World
-from raytuner.journal import Row, read
+from raytuner.record.journal import Row, read
 from raytuner.schedulers import AsyncHyperBandScheduler, HyperBandScheduler
 from raytuner.searchers import BOHB, RandomSearch
 from raytuner.space import Space

@@ -19,10 +19,10 @@ from raytuner import delivery
 from raytuner.actions import Resume, Start
 from raytuner.delivery import Deliveries, named, sync
 from raytuner.events import Checkpointed, Drop, Failed, Finish, Loaded, Opened, Over, Retry
-from raytuner.folder import Folder
-from raytuner.journal import Journal, Row, is_complete, read
-from raytuner.lock import FileLock
 from raytuner.logger import CSVLoggerCallback, JsonLoggerCallback
+from raytuner.record.folder import Folder
+from raytuner.record.journal import Journal, Row, is_complete, read
+from raytuner.record.lock import FileLock
 from raytuner.schedulers import HyperBandScheduler, PopulationBasedTraining
 from raytuner.searchers import RandomSearch
 from raytuner.trial import Report, Reports, State, Why
@@ -391,7 +391,7 @@ def test_a_record_that_cannot_be_read_ends_the_callback_and_nothing_else(
     def broken(*ignored: Any) -> Iterator[Any]:
         raise OSError("stale file handle")
 
-    monkeypatch.setattr("raytuner.cursor.Cursor.read", broken)
+    monkeypatch.setattr("raytuner.record.cursor.Cursor.read", broken)
     assert len(tuner(tmp_path, Listener()).fit()) == 6
     assert "callback Listener is told nothing more in this run" in caplog.text
 

@@ -28,18 +28,18 @@ import pytest
 from raytuner.checkpoints import CheckpointConfig
 from raytuner.events import Damaged, Failed
 from raytuner.executors.simulate import Workload, World
-from raytuner.journal import read
 from raytuner.objective import Objective
-from raytuner.patience import PatientJournal, StorageError
+from raytuner.record.journal import read
+from raytuner.record.patience import PatientJournal, StorageError
 from raytuner.retry import Remedies, Retries
 from raytuner.searchers import GridSearch
 from raytuner.study import Study
 from raytuner.trial import Failure, Trial
 from tests.conftest import CHAOS_CASES
 from tests.lives import GRID, SPACE, Case, Checks, Died, Fate, Life, decisions, fate
+from tests.record.test_patience import Storm, patience
 from tests.schedulers.test_contract import SETTINGS, any_model
 from tests.searchers.test_contract import SEARCHERS_UNDER_TEST
-from tests.test_patience import Storm, patience
 
 __all__ = ["any_model", "fate"]  # fixtures
 

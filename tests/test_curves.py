@@ -15,8 +15,8 @@ import raytuner as tune
 from raytuner.actions import Fork, Proposal
 from raytuner.curves import SHAPES, Own, Recorded, Shape, chance, point_of
 from raytuner.events import Proposed
-from raytuner.folder import Folder, NoStudy
-from raytuner.journal import Journal
+from raytuner.record.folder import Folder, NoStudy
+from raytuner.record.journal import Journal
 from raytuner.space import Space, choice, grid_search, loguniform, randint, uniform
 from raytuner.trial import Report, Reports, Trial
 

@@ -23,11 +23,11 @@ import raytuner as tune
 from raytuner.checkpoints import DamagedCheckpoint
 from raytuner.cli import main
 from raytuner.events import Damaged
-from raytuner.folder import NoStudy
 from raytuner.history import History
-from raytuner.journal import read
+from raytuner.record.folder import NoStudy
+from raytuner.record.journal import read
+from raytuner.record.segments import DamagedSegment
 from raytuner.schedulers import ASHAScheduler, PopulationBasedTraining
-from raytuner.segments import DamagedSegment
 from tests.conftest import CHAOS_CASES
 
 STEPS = 4

@@ -32,9 +32,9 @@ from raytuner.events import (
     StopAsked,
     Ticked,
 )
-from raytuner.journal import Journal, Row, read
 from raytuner.ledger import IllegalChange
 from raytuner.objective import Objective
+from raytuner.record.journal import Journal, Row, read
 from raytuner.retry import Retries
 from raytuner.schedulers import AsyncHyperBandScheduler, HyperBandScheduler
 from raytuner.searchers import RandomSearch

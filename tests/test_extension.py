@@ -15,8 +15,8 @@ import raytuner as tune
 from raytuner.actions import Proposal, Resume
 from raytuner.events import Extended, Finish, Over, Proposed
 from raytuner.executors.simulate import World
-from raytuner.journal import extensions, read
 from raytuner.protocols import Extensible, can_reopen
+from raytuner.record.journal import extensions, read
 from raytuner.schedulers import ASHAScheduler, HyperBandScheduler, PopulationBasedTraining
 from raytuner.searchers import BOHB, CMAES, GridSearch, RandomSearch
 from raytuner.space import Space, choice, loguniform, randint, uniform

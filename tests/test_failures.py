@@ -17,7 +17,7 @@ import pytest
 
 import raytuner as tune
 from raytuner.events import Failed, Retry
-from raytuner.journal import read
+from raytuner.record.journal import read
 from raytuner.results import ResultGrid
 from raytuner.searchers import BOHB
 from raytuner.trial import Failure, State

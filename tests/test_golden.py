@@ -23,10 +23,10 @@ from raytuner.checkpoints import Store
 from raytuner.driver import Driver
 from raytuner.events import Checkpointed, Drop, Failed, Loaded, Opened, Over, Retry
 from raytuner.executors.simulate import Simulation, Workload, World
-from raytuner.folder import FORMAT, Folder
-from raytuner.journal import Journal, Row, read
+from raytuner.record.folder import FORMAT, Folder
+from raytuner.record.journal import Journal, Row, read
+from raytuner.record.segments import read_segment
 from raytuner.results import ResultGrid
-from raytuner.segments import read_segment
 from raytuner.study import Study
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -22,13 +22,13 @@ import pytest
 from click.testing import CliRunner
 
 import raytuner as tune
-from raytuner import folder
 from raytuner.checkpoints import MANIFEST, DamagedCheckpoint
 from raytuner.cli import main
 from raytuner.driver import ReplayDiffers
 from raytuner.history import History
-from raytuner.journal import FORMAT, JOURNAL, REPORTS
-from raytuner.segments import DamagedSegment, Epoch, _mark, _seal, read_segment
+from raytuner.record import folder
+from raytuner.record.journal import FORMAT, JOURNAL, REPORTS
+from raytuner.record.segments import DamagedSegment, Epoch, _mark, _seal, read_segment
 from tests.test_damage import QUIET, Known, seen, studies, train
 
 __all__ = ["studies"]  # a fixture

@@ -26,9 +26,9 @@ from pathlib import Path
 import pytest
 
 from raytuner.events import Ended, Finish, How, StopAsked
-from raytuner.folder import Folder
 from raytuner.interrupts import Interrupts
-from raytuner.journal import read
+from raytuner.record.folder import Folder
+from raytuner.record.journal import read
 from raytuner.results import ResultGrid
 from raytuner.trial import State
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from raytuner.journal import read
+from raytuner.record.journal import read
 from raytuner.results import ResultGrid
 from tests.lives import decisions
 

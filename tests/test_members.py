@@ -17,7 +17,7 @@ import pytest
 
 import raytuner as tune
 from raytuner.events import Over
-from raytuner.journal import read
+from raytuner.record.journal import read
 from raytuner.results import Result, ResultGrid, TrialFailed
 from raytuner.schedulers import PopulationBasedTraining, PopulationBasedTrainingReplay
 from raytuner.trial import State, Why

@@ -17,12 +17,12 @@ import raytuner as tune
 from raytuner.cache import Cache
 from raytuner.checkpoints import MANIFEST, Checkpoint, DamagedCheckpoint, Janitor, Store
 from raytuner.events import Damaged, Ended, Failed, Loaded
-from raytuner.journal import read
 from raytuner.object_checkpoints import ObjectStore, store_at
-from raytuner.patience import Patience, is_outage
+from raytuner.record.journal import read
+from raytuner.record.patience import Patience, is_outage
+from raytuner.record.storage import Place
 from raytuner.results import ResultGrid
 from raytuner.session import Rules, get_checkpoint, report
-from raytuner.storage import Place
 from raytuner.trial import Failure
 from tests.s3 import objects, s3, s3_server
 from tests.test_session import Desk

@@ -31,9 +31,9 @@ from raytuner.actions import Fork, Proposal, Start
 from raytuner.checkpoints import TEMPORARY, CheckpointConfig, Janitor, Store
 from raytuner.driver import Driver
 from raytuner.events import Checkpointed, Ended, Event, Failed, Loaded, Over, Proposed, Reported, Slots
-from raytuner.folder import Folder
-from raytuner.journal import Journal, read
 from raytuner.objective import Objective
+from raytuner.record.folder import Folder
+from raytuner.record.journal import Journal, read
 from raytuner.results import ResultGrid
 from raytuner.retry import Retries
 from raytuner.schedulers import PopulationBasedTraining

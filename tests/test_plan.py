@@ -21,9 +21,9 @@ from raytuner.curves import Recorded, Shape
 from raytuner.driver import Driver
 from raytuner.events import Over
 from raytuner.executors.simulate import Simulation, Workload, World
-from raytuner.journal import Journal, read
 from raytuner.plan import Incumbent, duration, settings_of
 from raytuner.protocols import SchedulingPolicy
+from raytuner.record.journal import Journal, read
 from raytuner.schedulers import (
     ASHAScheduler,
     FIFOScheduler,

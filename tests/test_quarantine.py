@@ -18,7 +18,7 @@ from raytuner.actions import Fork, Start, Stop
 from raytuner.checkpoints import MANIFEST, Store
 from raytuner.events import Damaged, Failed, Loaded, Over, Quarantine, Retry
 from raytuner.executors.simulate import Workload
-from raytuner.journal import read
+from raytuner.record.journal import read
 from raytuner.results import ResultGrid
 from raytuner.retention import CheckpointConfig
 from raytuner.schedulers import AsyncHyperBandScheduler, HyperBandScheduler, PopulationBasedTraining

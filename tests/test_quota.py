@@ -21,10 +21,10 @@ from raytuner.checkpoints import Janitor, Store
 from raytuner.driver import Driver
 from raytuner.events import Checkpointed, Drop, Extended, How, Over
 from raytuner.executors.simulate import Simulation, Workload, World
-from raytuner.journal import Journal, read
 from raytuner.objective import Objective
-from raytuner.patience import Patience
 from raytuner.protocols import SchedulingPolicy
+from raytuner.record.journal import Journal, read
+from raytuner.record.patience import Patience
 from raytuner.retention import CheckpointConfig, Need
 from raytuner.retry import Retries
 from raytuner.schedulers import (

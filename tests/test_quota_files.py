@@ -15,7 +15,7 @@ import pytest
 import raytuner as tune
 from raytuner.checkpoints import MANIFEST, Store
 from raytuner.events import Checkpointed, Drop, Failed, Loaded, Over, Slots
-from raytuner.journal import read
+from raytuner.record.journal import read
 from raytuner.retention import CheckpointConfig
 from raytuner.schedulers import PopulationBasedTraining
 from raytuner.trial import Why

@@ -20,10 +20,10 @@ from raytuner.checkpoints import Checkpoint, CheckpointConfig, DamagedCheckpoint
 from raytuner.driver import Driver
 from raytuner.events import Event, Opened
 from raytuner.executors.simulate import Simulation, Workload, World
-from raytuner.folder import Folder, NoStudy
-from raytuner.journal import Journal
 from raytuner.objective import Objective
 from raytuner.protocols import Scheduler, SearchAlgorithm
+from raytuner.record.folder import Folder, NoStudy
+from raytuner.record.journal import Journal
 from raytuner.results import Result, ResultGrid, TrialFailed
 from raytuner.retry import Retries
 from raytuner.schedulers import FIFOScheduler, HyperBandScheduler

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import raytuner as tune
-from raytuner.folder import Folder
-from raytuner.journal import read
+from raytuner.record.folder import Folder
+from raytuner.record.journal import read
+from raytuner.record.storage import Place
 from raytuner.schedulers import HyperBandScheduler
 from raytuner.searchers import BOHB
-from raytuner.storage import Place
 from tests.s3 import s3, s3_server  # noqa: F401
 
 pytestmark = pytest.mark.ray

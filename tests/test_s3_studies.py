@@ -17,11 +17,11 @@ import raytuner as tune
 from raytuner import cli
 from raytuner.actions import Proposal
 from raytuner.events import Proposed
-from raytuner.journal import read
-from raytuner.lock import ObjectLock
+from raytuner.record.journal import read
+from raytuner.record.lock import ObjectLock
+from raytuner.record.storage import Place
 from raytuner.schedulers import AsyncHyperBandScheduler, HyperBandScheduler
 from raytuner.searchers import BOHB, RandomSearch
-from raytuner.storage import Place
 from tests.lives import SPACE, Case, Died, Fate, decisions, live_through
 from tests.s3 import KEY, SECRET, objects, s3, s3_server  # noqa: F401
 from tests.s3_driver import bowl, study

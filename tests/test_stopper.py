@@ -17,8 +17,8 @@ import raytuner as tune
 from raytuner.driver import Driver
 from raytuner.events import Ended, Finish, How, Over, StopAsked, Unwind
 from raytuner.executors.simulate import Simulation, World
-from raytuner.journal import Journal, Row, is_complete, read
 from raytuner.objective import Objective
+from raytuner.record.journal import Journal, Row, is_complete, read
 from raytuner.retry import Retries
 from raytuner.schedulers import AsyncHyperBandScheduler, FIFOScheduler, HyperBandScheduler
 from raytuner.searchers import BOHB, RandomSearch

@@ -16,9 +16,9 @@ from click.testing import CliRunner, Result
 
 import raytuner as tune
 from raytuner.cli import main
-from raytuner.journal import is_complete, read
-from raytuner.lock import FileLock
 from raytuner.logger import CSVLoggerCallback, TBXLoggerCallback
+from raytuner.record.journal import is_complete, read
+from raytuner.record.lock import FileLock
 
 ROOT = Path(__file__).parent.parent
 KILLS = 4

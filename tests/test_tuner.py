@@ -12,8 +12,8 @@ import pytest
 
 import raytuner as tune
 from raytuner.actions import Proposal
-from raytuner.journal import read
 from raytuner.ledger import IllegalChange
+from raytuner.record.journal import read
 from raytuner.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler
 from raytuner.searchers import BOHB, GridSearch, RandomSearch
 from raytuner.trial import State
@@ -441,7 +441,7 @@ class TestAtTheDoor:
 
 
 def hold(folder: str, held: Any, done: Any) -> None:
-    from raytuner.lock import FileLock
+    from raytuner.record.lock import FileLock
 
     with FileLock(Path(folder)):
         held.set()

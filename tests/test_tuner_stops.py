@@ -19,7 +19,7 @@ import pytest
 
 import raytuner as tune
 from raytuner.events import Over, StopAsked
-from raytuner.journal import read
+from raytuner.record.journal import read
 from raytuner.results import ResultGrid, TrialFailed
 from raytuner.schedulers import HyperBandScheduler
 from raytuner.searchers import BOHB

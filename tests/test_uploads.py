@@ -273,8 +273,8 @@ def test_an_upload_is_tried_again(tmp_path: Path, desk: Callable[..., Desk], mon
 
     made = desk(train)
     with monkeypatch.context() as patch:
-        patch.setattr("raytuner.patience._FIRST_S", 0.001)
-        patch.setattr("raytuner.patience._LONGEST_S", 0.001)
+        patch.setattr("raytuner.record.patience._FIRST_S", 0.001)
+        patch.setattr("raytuner.record.patience._LONGEST_S", 0.001)
         patch.setattr("raytuner.checkpoints._WORTH_A_THREAD_S", 1e9)  # all in this one thread
         for name in real:
             patch.setattr(os, name, flaky(name))

@@ -20,9 +20,9 @@ from raytuner.driver import Driver, Shelf
 from raytuner.events import Damaged, Ended, Event, Failed, Finish, How, Loaded, Over, Reported, Slots
 from raytuner.executors.inline import Inline
 from raytuner.executors.simulate import Simulation, Workload, World
-from raytuner.journal import Journal, read
 from raytuner.objective import Objective
 from raytuner.protocols import Executor
+from raytuner.record.journal import Journal, read
 from raytuner.retry import Retries
 from raytuner.schedulers import HyperBandScheduler
 from raytuner.searchers import BOHB

@@ -43,8 +43,8 @@ from raytuner.events import (
     Ticked,
 )
 from raytuner.executors.simulate import Simulation, Workload, World
-from raytuner.folder import FORMAT, Folder
-from raytuner.journal import Journal, Row
+from raytuner.record.folder import FORMAT, Folder
+from raytuner.record.journal import Journal, Row
 from raytuner.schedulers import HyperBandScheduler, PopulationBasedTraining
 from raytuner.trial import END, Failure, Lease, Report, Slot, State, Trial, Why
 from tests.test_golden import GOLDEN, publish, seen

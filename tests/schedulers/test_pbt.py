@@ -21,9 +21,9 @@ from raytuner.checkpoints import CheckpointConfig
 from raytuner.driver import Driver
 from raytuner.events import Ended, How, Over
 from raytuner.executors.simulate import Simulation, Workload, World
-from raytuner.journal import Row
 from raytuner.objective import Objective
 from raytuner.protocols import SchedulingPolicy
+from raytuner.record.journal import Row
 from raytuner.retry import Retries
 from raytuner.schedulers import (
     PB2,

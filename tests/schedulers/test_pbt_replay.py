@@ -223,7 +223,7 @@ def test_wrong_settings_are_named(wrong: dict[str, Any], message: str) -> None:
 
 
 def test_a_folder_that_holds_no_study(tmp_path: Path) -> None:
-    from raytuner.folder import NoStudy
+    from raytuner.record.folder import NoStudy
 
     with pytest.raises(NoStudy, match="there is no study in"):
         PopulationBasedTrainingReplay(tmp_path)

@@ -26,8 +26,8 @@ from raytuner.events import Ended, Event, Failed, How, Opened, Slots, StopAsked
 from raytuner.executors import ray_actors
 from raytuner.executors.ray_actors import RayActors
 from raytuner.executors.simulate import Simulation, World
-from raytuner.journal import Journal, Row, read
 from raytuner.objective import Objective
+from raytuner.record.journal import Journal, Row, read
 from raytuner.retry import Retries
 from raytuner.schedulers import (
     SCHEDULERS,

@@ -13,7 +13,7 @@ import pytest
 
 import raytuner as tune
 from raytuner.events import Proposed
-from raytuner.journal import read
+from raytuner.record.journal import read
 from raytuner.schedulers import AsyncHyperBandScheduler, HyperBandScheduler
 from raytuner.testing import SearcherContract
 from tests.lives import SPACE, Case, decisions, fate, live_through

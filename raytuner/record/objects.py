@@ -1,11 +1,11 @@
 """The record in an object store: one immutable object for each turn that holds decisions.
 
-    journal/<epoch>-<number>.arrow          epoch: 000003-9f2c61aa, the name of its driver's claim (`raytuner.lock`)
+    journal/<epoch>-<number>.arrow          epoch: 000003-9f2c61aa, the name of its driver's claim (`lock`)
 
 An object is written whole or not at all, and never again; nothing is appended. It holds the turn's rows of both tables,
 so a turn is never half there, and before them the reports of turns that held nothing else: those are gathered, for
 `GATHER_S` seconds at most, since nothing was decided that depends on them. Each schema in it says, sealed like all its
-messages (`raytuner.segments`), which table it is of, which object this is and how many batches it has::
+messages (`raytuner.record.segments`), which table it is of, which object this is and how many batches it has::
 
     raytuner-object: {"epoch": "000003-9f2c61aa", "number": 17, "batches": 3, "table": "reports"}
 
@@ -32,9 +32,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from raytuner.lock import Hold, ObjectLock, StudyTaken
-from raytuner.segments import DamagedSegment, Messages, Turn, read_streams
-from raytuner.storage import Place
+from raytuner.record.lock import Hold, ObjectLock, StudyTaken
+from raytuner.record.segments import DamagedSegment, Messages, Turn, read_streams
+from raytuner.record.storage import Place
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ _AT_ONCE = 32  # objects that are fetched at the same time
 
 
 class ObjectLog:
-    """The writing side of a record in an object store: both tables of it. ``hold``: as in `raytuner.journal.Journal`.
+    """The writing side of a record in an object store: both tables of it. ``hold``: as in `journal.Journal`.
 
     ``before``: the turns of the journal and of the reports that were there.
     """
@@ -158,7 +158,7 @@ class _Batch:
 
 
 class ObjectTable:
-    """One of a log's two tables, as `raytuner.journal` writes a table."""
+    """One of a log's two tables, as `raytuner.record.journal` writes a table."""
 
     def __init__(self, log: ObjectLog, name: str) -> None:
         self.folder = log._folder

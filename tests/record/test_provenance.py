@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import raytuner as tune
-from raytuner.folder import Folder
-from raytuner.provenance import changes, code, git, versions
+from raytuner.record.folder import Folder
+from raytuner.record.provenance import changes, code, git, versions
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import raytuner
-from raytuner.folder import FORMAT, Folder, NoStudy
+from raytuner.record.folder import FORMAT, Folder, NoStudy
 
 
 def test_what_is_created_is_read(tmp_path: Path) -> None:

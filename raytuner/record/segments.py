@@ -6,7 +6,7 @@ each message, the schema's included, carries in its custom metadata its own leng
     raytuner: "size=0000001234 crc32=89abcdef turn=17 joint=1"
 
 The CRC is taken with its own eight digits as zeros. Nothing is given to Arrow before it is verified. A schema may say
-more: of which driver's life the segment is (`Epoch`), and in an object store what the object is (`raytuner.objects`).
+more: of which driver's life the segment is (`Epoch`), and in an object store what the object is (`objects`).
 
 A crash may leave a message half-written: a *torn tail*, which is cut off when a writer opens the folder and passed over
 by readers. A bad message with good ones behind it is no torn tail but damage, and an error that names file and offset.
@@ -26,8 +26,8 @@ from typing import ClassVar
 
 import pyarrow as pa
 
-from raytuner.durable import open_plain
-from raytuner.storage import Place
+from raytuner.record.durable import open_plain
+from raytuner.record.storage import Place
 
 _KEY = b"raytuner"
 _MARK = re.compile(rb"size=(\d{10}) crc32=([0-9a-f]{8}) turn=(-?\d{1,18}) joint=([01])")

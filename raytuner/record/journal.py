@@ -1,9 +1,9 @@
 """A study's durable record: what happened and what was decided (``journal/``), and what trials said (``reports/``).
 
-Both are folders of numbered segments (`raytuner.segments`) that only ever grow; in an object store, which appends to
-nothing, they are `raytuner.objects`. `Journal.commit` writes one *turn* of
-the driver's loop: when it returns, the turn is on the disk. Where a turn wrote to both tables, neither half counts
-without the other: an unfinished turn leaves no trace. `read` is for everybody else, while a driver writes too.
+Both are folders of numbered `segments` that only ever grow; in an object store, which appends to nothing, they are
+`objects`. `Journal.commit` writes one *turn* of the driver's loop: when it returns, the turn is on the disk. Where a
+turn wrote to both tables, neither half counts without the other: an unfinished turn leaves no trace. `read` is for
+everybody else, while a driver writes too.
 
 Journal rows are the events and decisions of `raytuner.events`, one each, in the order in which the study handled and
 made them. Configurations, notes and the metrics that decisions used are JSON; everything else has a column. There is
@@ -30,7 +30,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raytuner.actions import Answer, Exhausted, Fork, Proposal, Resume, Start, Wait
-from raytuner.durable import make_folders, not_a_folder, sync_file, sync_folder
 from raytuner.events import (
     Checkpointed,
     Damaged,
@@ -53,9 +52,10 @@ from raytuner.events import (
     StopAsked,
     Ticked,
 )
-from raytuner.lock import Hold
-from raytuner.objects import ObjectLog, ObjectTable, read_last_object, read_objects
-from raytuner.segments import (
+from raytuner.record.durable import make_folders, not_a_folder, sync_file, sync_folder
+from raytuner.record.lock import Hold
+from raytuner.record.objects import ObjectLog, ObjectTable, read_last_object, read_objects
+from raytuner.record.segments import (
     DamagedSegment,
     Epoch,
     SegmentWriter,
@@ -66,8 +66,8 @@ from raytuner.segments import (
     read_segment,
     truncate,
 )
+from raytuner.record.storage import Place
 from raytuner.space import pack, unpack_value
-from raytuner.storage import Place
 from raytuner.trial import Failure, Report, Reports, Slot, State, Why
 
 FORMAT = 3
@@ -128,12 +128,12 @@ def uncollected() -> Iterator[None]:
 
 
 class Journal:
-    """The writing side. One at a time: whoever opens it holds the study's lock (`raytuner.folder`).
+    """The writing side. One at a time: whoever opens it holds the study's lock (`raytuner.record.folder`).
 
     Opening repairs: torn tails and half-written turns are cut off, durably, before anything is read or written.
     Raises `DamagedSegment` if the record is damaged elsewhere.
 
-    ``hold``: the right to write (`raytuner.lock`). It is asked before and after each turn: a driver that lost the study
+    ``hold``: the right to write (`lock`). It is asked before and after each turn: a driver that lost the study
     writes no more, and what it may have written meanwhile does not count. None: nobody else can have opened it.
     """
 

@@ -1,6 +1,6 @@
 """Reading a study's record as it grows, turn by turn: what was read is not read again.
 
-The other way to read is `raytuner.journal.read`, all at once. A `Cursor` is told how many turns are durable and looks
+The other way to read is `journal.read`, all at once. A `Cursor` is told how many turns are durable and looks
 at no others: of what follows a part may be half-written, or be cut off by whoever repairs the record. That number is
 the driver's to say (`Journal.turn`); who is no driver takes the study's lock, opens its `Journal` and closes it.
 """
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from raytuner.journal import Row, rows_of
-from raytuner.segments import DamagedSegment, SegmentReader, Turn, epoch_of
+from raytuner.record.journal import Row, rows_of
+from raytuner.record.segments import DamagedSegment, SegmentReader, Turn, epoch_of
 
 _DECODED_AT_ONCE = 256  # turns: Arrow is slow to begin and fast to go on
 

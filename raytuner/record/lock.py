@@ -5,7 +5,7 @@ is free. A holder that lost it (its process was stopped for long, its lock file 
 writes: `Hold.check` raises `StudyTaken`, before a turn and after it. Safety rests on the order of these alone, never on
 clocks: whoever takes a study makes that known first and reads the record second, and whoever writes, writes first and
 looks second. So a turn after which the writer still held the study was seen by whoever took it; any other was never
-acknowledged, and epochs tell readers that it does not count (`raytuner.segments.Epoch`, `raytuner.objects`).
+acknowledged, and epochs tell readers that it does not count (`segments.Epoch`, `objects`).
 
 **A file** (`FileLock`): ``flock`` decides, so a dead holder's lock is free at once; the heartbeat is the file's time of
 modification. On a file system of several hosts ``flock`` must hold between them: mounts that are known to keep locks to
@@ -39,9 +39,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from raytuner.durable import make_folders
-from raytuner.folder import NoStudy
-from raytuner.storage import Place
+from raytuner.record.durable import make_folders
+from raytuner.record.folder import NoStudy
+from raytuner.record.storage import Place
 
 _log = logging.getLogger(__name__)
 

@@ -19,17 +19,17 @@ from typing import Any
 import pytest
 
 import raytuner as tune
-from raytuner import segments
 from raytuner.checkpoints import Checkpoint, Janitor, Staged, Store
-from raytuner.durable import sync_folder
 from raytuner.events import Ended, Failed, How, Opened, Retry, Slots, StopAsked, Ticked
 from raytuner.executors.simulate import Workload, World
-from raytuner.journal import Journal, read
-from raytuner.patience import Patience, PatientJournal, StorageError, is_outage
+from raytuner.record import segments
+from raytuner.record.durable import sync_folder
+from raytuner.record.journal import Journal, read
+from raytuner.record.patience import Patience, PatientJournal, StorageError, is_outage
+from raytuner.record.segments import SegmentWriter
 from raytuner.results import ResultGrid
 from raytuner.schedulers import AsyncHyperBandScheduler, HyperBandScheduler, PopulationBasedTraining
 from raytuner.searchers import BOHB, RandomSearch
-from raytuner.segments import SegmentWriter
 from raytuner.session import get_checkpoint, report
 from raytuner.trial import Failure, Report, Reports, Trial
 from tests.lives import SPACE, Case, Checks, Fate, Life, decisions, live_through
@@ -174,8 +174,8 @@ class Storm:
 
         monkeypatch.setattr(segments, "_write", written)
         monkeypatch.setattr(SegmentWriter, "sync", synced)
-        monkeypatch.setattr("raytuner.journal.sync_folder", folder)
-        monkeypatch.setattr("raytuner.journal.truncate", truncated)
+        monkeypatch.setattr("raytuner.record.journal.sync_folder", folder)
+        monkeypatch.setattr("raytuner.record.journal.truncate", truncated)
         assert fsync is os.fsync
 
     def _due(self) -> bool:

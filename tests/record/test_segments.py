@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raytuner import segments
-from raytuner.segments import DamagedSegment, SegmentWriter, Turn, last_turn, read_segment, truncate
+from raytuner.record import segments
+from raytuner.record.segments import DamagedSegment, SegmentWriter, Turn, last_turn, read_segment, truncate
 
 SCHEMA = pa.schema([("n", pa.int64()), ("x", pa.float64()), ("name", pa.string()), ("flag", pa.bool_())])
 Content = list[tuple[int, bool, list[dict[str, object]]]]

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raytuner.durable import make_folders, open_plain, sync_folder
-from raytuner.provenance import versions
-from raytuner.storage import Place
+from raytuner.record.durable import make_folders, open_plain, sync_folder
+from raytuner.record.provenance import versions
+from raytuner.record.storage import Place
 
 FORMAT = 3
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from raytuner.journal import Journal, Row
+    from raytuner.record.journal import Journal, Row
     from raytuner.trial import Reports
 
 _log = logging.getLogger(__name__)

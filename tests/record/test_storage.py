@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from raytuner.storage import Place
+from raytuner.record.storage import Place
 from tests.s3 import KEY, SECRET, s3, s3_server  # noqa: F401
 
 
@@ -118,5 +118,5 @@ def test_small_objects(s3: Place) -> None:  # noqa: F811
 
 
 def test_a_place_needs_no_pyarrow_before_it_is_used() -> None:
-    lines = ["import sys", "from raytuner.storage import Place", "Place.of('s3://b/p') / 'x'"]
+    lines = ["import sys", "from raytuner.record.storage import Place", "Place.of('s3://b/p') / 'x'"]
     subprocess.run([sys.executable, "-c", "\n".join([*lines, "assert 'pyarrow' not in sys.modules"])], check=True)

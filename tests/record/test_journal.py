@@ -20,7 +20,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raytuner import segments
 from raytuner.actions import Exhausted, Fork, Proposal, Resume, Start, Wait
 from raytuner.events import (
     Checkpointed,
@@ -43,8 +42,9 @@ from raytuner.events import (
     StopAsked,
     Ticked,
 )
-from raytuner.journal import JOURNAL, Journal, Row, events_of, metric_column, read
-from raytuner.segments import DamagedSegment, SegmentWriter, read_segment, truncate
+from raytuner.record import segments
+from raytuner.record.journal import JOURNAL, Journal, Row, events_of, metric_column, read
+from raytuner.record.segments import DamagedSegment, SegmentWriter, read_segment, truncate
 from raytuner.trial import END, Failure, Report, Reports, Slot, State, Why
 
 # ------------------------------------------------------------------------------------------ every kind of row
@@ -414,7 +414,7 @@ def test_turns_written_between_reading_the_two_tables_are_left_for_next_time(
             journal.commit(*THIRD)
         return found
 
-    monkeypatch.setattr("raytuner.journal.read_segment", overtaken)
+    monkeypatch.setattr("raytuner.record.journal.read_segment", overtaken)
     record = read(fast_path)
     assert record.rows == FIRST[0]
     assert record.reports["loss"].to_pylist() == [0.5]
@@ -574,7 +574,7 @@ WRITER = """
 import itertools, sys
 from pathlib import Path
 from raytuner.events import Ticked
-from raytuner.journal import Journal
+from raytuner.record.journal import Journal
 from raytuner.trial import Report, Reports
 
 journal = Journal(Path(sys.argv[1]))

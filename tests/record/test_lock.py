@@ -20,18 +20,18 @@ from typing import Any
 
 import pytest
 
-from raytuner import segments
 from raytuner.events import Opened, Ticked
-from raytuner.folder import NoStudy
-from raytuner.journal import Journal, Row, read
-from raytuner.lock import FileLock, Mount, StudyInUse, StudyTaken, mount_of
-from raytuner.segments import DamagedSegment
-from tests.test_journal import files, reopened, said, write
+from raytuner.record import segments
+from raytuner.record.folder import NoStudy
+from raytuner.record.journal import Journal, Row, read
+from raytuner.record.lock import FileLock, Mount, StudyInUse, StudyTaken, mount_of
+from raytuner.record.segments import DamagedSegment
+from tests.record.test_journal import files, reopened, said, write
 
 HOLDER = """
 import sys
 from pathlib import Path
-from raytuner.lock import FileLock
+from raytuner.record.lock import FileLock
 
 lock = FileLock(Path(sys.argv[1]))
 print("held", flush=True)
@@ -256,9 +256,9 @@ ZOMBIE = """
 import sys
 from pathlib import Path
 from raytuner.events import Opened, Ticked
-from raytuner.folder import NoStudy
-from raytuner.journal import Journal
-from raytuner.lock import FileLock, StudyTaken
+from raytuner.record.folder import NoStudy
+from raytuner.record.journal import Journal
+from raytuner.record.lock import FileLock, StudyTaken
 
 root = Path(sys.argv[1])
 with FileLock(root) as lock:
@@ -340,7 +340,7 @@ def test_where_nothing_is_known_of_mounts(tmp_path: Path) -> None:
 def network(monkeypatch: pytest.MonkeyPatch) -> Mount:
     """As if the test's folder were on a file system of several hosts."""
     mount = Mount("nfs4", "/mnt/nfs", frozenset({"rw"}))
-    monkeypatch.setattr("raytuner.lock.mount_of", lambda path: mount)
+    monkeypatch.setattr("raytuner.record.lock.mount_of", lambda path: mount)
     return mount
 
 
@@ -353,7 +353,7 @@ def test_a_lock_that_holds_is_taken_on_a_network_file_system(tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("network")
 def test_a_lock_that_two_processes_get_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raytuner.lock.fcntl.flock", lambda file, how: None)
+    monkeypatch.setattr("raytuner.record.lock.fcntl.flock", lambda file, how: None)
     with pytest.raises(ValueError, match="the nfs4 file system at /mnt/nfs gives the same lock to two processes"):
         FileLock(tmp_path)
 
@@ -362,7 +362,7 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pyt
     def none(file: int, how: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("raytuner.lock.fcntl.flock", none)
+    monkeypatch.setattr("raytuner.record.lock.fcntl.flock", none)
     with pytest.raises(ValueError, match="gives no locks"):
         FileLock(tmp_path)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from raytuner.cursor import Cursor, Happened
 from raytuner.events import Opened, Ticked
-from raytuner.journal import Journal, read
+from raytuner.record.cursor import Cursor, Happened
+from raytuner.record.journal import Journal, read
+from raytuner.record.segments import DamagedSegment
 from raytuner.schedulers import ASHAScheduler, HyperBandScheduler
 from raytuner.searchers import RandomSearch
-from raytuner.segments import DamagedSegment
 from raytuner.trial import Report, Reports
 from tests.lives import SPACE, Case, Fate, Life, fate, live_through
 

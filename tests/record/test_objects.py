@@ -18,16 +18,16 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from raytuner import objects as objects_module
 from raytuner.events import Finish, Opened, Ticked
-from raytuner.journal import JOURNAL, Journal, Row, is_complete, read
-from raytuner.lock import ObjectLock, StudyInUse, StudyTaken
-from raytuner.objects import ObjectLog
-from raytuner.segments import DamagedSegment, Messages
-from raytuner.storage import Place
+from raytuner.record import objects as objects_module
+from raytuner.record.journal import JOURNAL, Journal, Row, is_complete, read
+from raytuner.record.lock import ObjectLock, StudyInUse, StudyTaken
+from raytuner.record.objects import ObjectLog
+from raytuner.record.segments import DamagedSegment, Messages
+from raytuner.record.storage import Place
 from raytuner.trial import Reports
+from tests.record.test_journal import said
 from tests.s3 import objects, s3, s3_server  # noqa: F401
-from tests.test_journal import said
 
 # ruff: noqa: F811 - fixtures are named like what they are imported as
 
@@ -171,8 +171,8 @@ def test_a_second_driver_is_told_who_runs_the_study(s3: Place) -> None:
 
 DIES = """
 import os, sys
-from raytuner.lock import ObjectLock
-from raytuner.storage import Place
+from raytuner.record.lock import ObjectLock
+from raytuner.record.storage import Place
 
 ObjectLock(Place.of(sys.argv[1]), 3600, 3600, 0)
 os._exit(0)
@@ -263,9 +263,9 @@ def test_a_zombies_rows_do_not_count_and_it_notices(s3: Place) -> None:
 ZOMBIE = """
 import sys
 from raytuner.events import Opened, Ticked
-from raytuner.journal import Journal
-from raytuner.lock import ObjectLock, StudyTaken
-from raytuner.storage import Place
+from raytuner.record.journal import Journal
+from raytuner.record.lock import ObjectLock, StudyTaken
+from raytuner.record.storage import Place
 
 root = Place.of(sys.argv[1])
 journal = Journal(root, ObjectLock(root, 0.1, 1, 0))
@@ -380,7 +380,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Stage]:
         for name in ("read", "write", "remove", "listed"):
             act = getattr(stage, name)
             monkeypatch.setattr(Place, name, lambda place, *data, act=act: act(place, *data))
-        monkeypatch.setattr("raytuner.lock._machine", lambda: "")  # nobody knows who is dead
+        monkeypatch.setattr("raytuner.record.lock._machine", lambda: "")  # nobody knows who is dead
         monkeypatch.setattr(objects_module, "_AT_ONCE", 1)
         return stage
 
