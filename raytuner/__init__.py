@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from raytuner.callback import Callback as Callback
     from raytuner.checkpoints import Checkpoint as Checkpoint
     from raytuner.checkpoints import CheckpointConfig as CheckpointConfig
+    from raytuner.config import FailureConfig as FailureConfig
+    from raytuner.config import RunConfig as RunConfig
+    from raytuner.config import TuneConfig as TuneConfig
     from raytuner.curves import Recorded as Recorded
     from raytuner.curves import Shape as Shape
     from raytuner.delivery import sync as sync
@@ -48,14 +51,12 @@ if TYPE_CHECKING:
     from raytuner.trainable import Trainable as Trainable
     from raytuner.trainable import with_parameters as with_parameters
     from raytuner.trainable import with_resources as with_resources
-    from raytuner.tuner import FailureConfig as FailureConfig
-    from raytuner.tuner import RunConfig as RunConfig
-    from raytuner.tuner import TuneConfig as TuneConfig
     from raytuner.tuner import Tuner as Tuner
 
 _HOME = {
     "raytuner.callback": ["Callback"],
     "raytuner.checkpoints": ["Checkpoint", "CheckpointConfig"],
+    "raytuner.config": ["FailureConfig", "RunConfig", "TuneConfig"],
     "raytuner.curves": ["Recorded", "Shape"],
     "raytuner.delivery": ["sync"],
     "raytuner.extension": ["Extension"],
@@ -72,7 +73,7 @@ _HOME = {
     ],
     "raytuner.stopper": ["Stopper"],
     "raytuner.trainable": ["Trainable", "with_parameters", "with_resources"],
-    "raytuner.tuner": ["FailureConfig", "RunConfig", "TuneConfig", "Tuner"],
+    "raytuner.tuner": ["Tuner"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

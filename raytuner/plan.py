@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from raytuner.actions import Fork, Proposal, Resume, Start
 from raytuner.budget import TimeBudget
+from raytuner.config import RunConfig, TuneConfig
 from raytuner.curves import Curve, Own, Recorded, Shape, chance, mixed, unit
 from raytuner.driver import Driver
 from raytuner.events import Decision, Ended, Event, Failed, Finish, How, Over, Proposed, Slots
@@ -31,7 +32,7 @@ from raytuner.stopper import Watch, is_rule
 from raytuner.study import Study
 from raytuner.trainable import Reserved, Trainable
 from raytuner.trial import END, Config, Failure, Lease, Metrics, Reports, Slot, State, Trial
-from raytuner.tuner import RunConfig, TuneConfig, Tuner
+from raytuner.tuner import Tuner
 
 Rate = float | Callable[[Trial, int, int], bool]
 """How likely something is at a step; or a function that says of a trial, a step and its failures so far whether it
