@@ -10,8 +10,9 @@ the median of random configurations.
 
 ``--rig``: a folder with a package ``hpoharness``, of whose problems (surrogates of real training runs) and peers the
 names may be given too; each peer needs its library in this environment. ``--out``: each run is a line of JSON there,
-and runs that are there already are not made again: so peers that cannot live together can be run in turn. ``--write``:
-puts the tables into docs/search.md, and draws docs/search.svg.
+and runs that are there already are not made again: so peers that cannot live together can be run in turn. ``--known``:
+files of runs that were made before; docs/search.jsonl.gz has all that docs/search.md is made of, which took hours.
+``--write PART``: puts the tables into that part of docs/search.md; ``--draw``: draws docs/search.svg.
 
 Printed: mean rank and mean regret after 10, 30 and 100 % of the budget, and, paired over problems and seeds, by how
 much the first optimiser's regret is lower than each other's, with a 95 % interval (bootstrap over runs).
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gzip
 import json
 import os
 import sys
@@ -93,13 +95,22 @@ def versions(optimiser: str) -> dict[str, str]:
     return found
 
 
-def run(cells: Sequence[Cell], budget: float, out: Path | None) -> tuple[dict[Cell, Sequence[float]], dict[str, str]]:
+def lines(path: Path) -> Sequence[str]:
+    """Runs that were made."""
+    data = path.read_bytes()
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode().splitlines()
+
+
+def run(
+    cells: Sequence[Cell], budget: float, out: Path | None, known: Sequence[Path] = ()
+) -> tuple[dict[Cell, Sequence[float]], dict[str, str]]:
     """Regrets after each of `CURVE`, and the libraries that were used with their versions."""
     found: dict[Cell, Sequence[float]] = {}
     libraries: dict[str, str] = {}
-    for line in out.read_text().splitlines() if out and out.exists() else ():
+    wanted = {optimiser for _, optimiser, _, _ in cells}
+    for line in [line for path in (*known, *([out] if out and out.exists() else [])) for line in lines(path)]:
         row = json.loads(line)
-        if row["budget"] == budget:
+        if row["budget"] == budget and row["optimiser"] in wanted:
             found[row["problem"], row["optimiser"], row["seed"], row["workers"]] = row["curve"]
             libraries |= row["versions"]
     for place, cell in enumerate(cells):
@@ -108,7 +119,7 @@ def run(cells: Sequence[Cell], budget: float, out: Path | None) -> tuple[dict[Ce
         name, optimiser, seed, workers = cell
         problem = problem_of(name)
         trace = simulate(problem, optimiser_of(optimiser, problem, seed, workers), budget, workers, seed)
-        curve = found[cell] = [trace.at(share) for share in CURVE]
+        curve = found[cell] = [round(trace.at(share), 7) for share in CURVE]
         libraries |= versions(optimiser)
         row = dict(zip(("problem", "optimiser", "seed", "workers"), cell, strict=True))
         row |= {"budget": budget, "curve": curve, "evaluations": trace.evaluations, "versions": versions(optimiser)}
@@ -227,15 +238,15 @@ def draw(path: Path, comparisons: Sequence[Comparison]) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def tables(comparisons: Sequence[Comparison], libraries: Mapping[str, str]) -> dict[str, str]:
-    """What stands in docs/search.md."""
+def tables(comparisons: Sequence[Comparison], libraries: Mapping[str, str]) -> str:
+    """What stands in a part of docs/search.md."""
     parts = []
     for each in comparisons:
         parts.append(f"{each.title}:\n\n{markdown(each.ranks())}")
         parts.append(f"Regret of `{each.optimisers[0]}` less that of:\n\n{markdown(each.paired())}")
         parts.append(f"Regret after all of the budget:\n\n{markdown(each.by_problem())}")
     named = ", ".join(f"{name} {number}" for name, number in sorted(libraries.items()))
-    return {"quality": "\n\n".join([f"With {named}.", *parts])}
+    return "\n\n".join([f"With {named}.", *parts])
 
 
 def add_options(parser: argparse.ArgumentParser, seeds: int, workers: str) -> None:
@@ -246,6 +257,7 @@ def add_options(parser: argparse.ArgumentParser, seeds: int, workers: str) -> No
     parser.add_argument("--budget", type=float, default=50.0)
     parser.add_argument("--rig", type=Path)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--known", type=Path, nargs="*", default=[])
 
 
 def compare(given: argparse.Namespace, optimisers: Sequence[str]) -> tuple[list[Comparison], dict[str, str]]:
@@ -261,7 +273,7 @@ def compare(given: argparse.Namespace, optimisers: Sequence[str]) -> tuple[list[
         for problem in problems
         for optimiser in optimisers
     ]
-    found, libraries = run(cells, given.budget, given.out)
+    found, libraries = run(cells, given.budget, given.out, given.known)
     return [show(found, problems, optimisers, of) for of in workers], libraries
 
 
@@ -271,7 +283,8 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="the names of problems, searchers and schedulers")
     parser.add_argument("--optimisers", default=",".join(DEFAULT))
     add_options(parser, seeds=20, workers="1,8")
-    parser.add_argument("--write", action="store_true", help="write docs/search.md and docs/search.svg")
+    parser.add_argument("--write", metavar="PART", help="of docs/search.md")
+    parser.add_argument("--draw", action="store_true", help="docs/search.svg")
     given = parser.parse_args()
     if given.list:
         print("problems:", *PROBLEMS, "\nsearchers:", *SEARCHERS, "\nschedulers:", *SCHEDULERS)
@@ -281,7 +294,8 @@ def main() -> None:
         given.workers, given.budget = "1", 15.0
     comparisons, libraries = compare(given, given.optimisers.split(","))
     if given.write:
-        write(DOCS / "search.md", tables(comparisons, libraries))
+        write(DOCS / "search.md", {given.write: tables(comparisons, libraries)})
+    if given.draw:
         draw(DOCS / "search.svg", comparisons)
 
 
