@@ -267,6 +267,28 @@ class Networks(Problem):
         return self._floor(config)
 
 
+@dataclass
+class Diverging(Networks):
+    """The same on a scale with a heavy tail, exp(6 value), and with learning rates at which training diverges to
+    anything between a million and a billion. Regret is that of the other scale."""
+
+    name: str = "networks-diverging"
+
+    def _diverges(self, config: Config) -> bool:
+        return bool(config["lr"] > 0.1)
+
+    def evaluate(self, config: Config, r: int, seed: int) -> float:
+        if self._diverges(config):
+            return float(10.0 ** _noise(self.space.key(config), r, seed).uniform(6.0, 9.0))
+        return math.exp(6.0 * super().evaluate(config, r, seed))
+
+    def true(self, config: Config) -> float:
+        return 1e6 if self._diverges(config) else math.exp(6.0 * self._floor(config))
+
+    def norm_regret(self, value: float) -> float:
+        return (math.log(value) / 6.0 - self.best) / (math.log(self.median) / 6.0 - self.best)
+
+
 PROBLEMS: Mapping[str, Problem] = {
     problem.name: problem
     for problem in (
@@ -277,5 +299,6 @@ PROBLEMS: Mapping[str, Problem] = {
         Hartmann(3.5, 4.0, "bad"),
         Branin(),
         Networks(),
+        Diverging(),
     )
 }

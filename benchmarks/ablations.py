@@ -13,6 +13,12 @@ Parts that are taken away, one at a time:
     flat            the priors of the process's parameters: nearly maximum likelihood
     densities       the process where more than 250 outcomes are known (see it with a larger --budget)
 
+And what is put in its place:
+
+    log, rank       values: logarithms of the distance from the best, or normal scores of ranks
+    better          of the model of all rungs and one of the highest rung alone, the one that ranks that rung's outcomes
+                    better, each left out in turn: Hyper-Tune's ensemble (Li et al. 2022), where the winner takes all
+
 And what the user's priors are worth, which none of the others has: `prior`, a default configuration near the optimum
 (each coordinate moved by a normal of a tenth of its range; confidence 0.5), and `misled`, one at random.
 
@@ -30,23 +36,36 @@ import search_quality  # sets the number of threads: before NumPy
 from _search import SEARCHERS, nested
 
 import numpy as np  # isort: skip
+from scipy import stats  # isort: skip
 
 from raytuner.actions import Answer
 from raytuner.models.acquisition import ConfidenceBound
-from raytuner.models.gaussian_process import Decay, Floats, Matern, Noise, Prior, Product, standardised
+from raytuner.models.gaussian_process import (
+    Decay,
+    Floats,
+    GaussianProcess,
+    Matern,
+    Noise,
+    Prior,
+    Product,
+    standardised,
+)
 from raytuner.models.multi_fidelity import Features, Values
 from raytuner.models.parzen import Ints
 from raytuner.protocols import Searcher
 from raytuner.searchers import BOHB
-from raytuner.searchers.joint import JointSearcher
+from raytuner.searchers.joint import JointSearcher, last_fit
 from raytuner.space import Space
 from raytuner.trial import Pending
+
+Data = tuple[Floats, Floats, Ints, float]
+"""Inputs, scores, which outcomes they are, and the top rung."""
 
 
 class OneRung(JointSearcher):
     """Knows of the highest rung with enough outcomes only."""
 
-    def _data(self, count: int) -> tuple[Floats, Floats, Ints, float]:
+    def _data(self, count: int) -> Data:
         untils = self._outcomes.untils[:count]
         rungs, counts = np.unique(untils, return_counts=True)
         enough = rungs[counts >= len(self._space) + 3]
@@ -57,10 +76,50 @@ class OneRung(JointSearcher):
         return inputs[kept], standardised(y[kept])[0], rows[kept], top
 
 
+class Better(JointSearcher):
+    """Models all rungs, or the highest alone: whichever agrees more with what was seen there."""
+
+    _chosen: tuple[int, bool] = (-1, False)  # at so many outcomes: whether it is the highest alone
+
+    def _data(self, count: int) -> Data:
+        every = super()._data(count)
+        alone = self._alone(every)
+        return every if alone is None or not self._is_better(last_fit(count)) else alone
+
+    def _alone(self, every: Data) -> Data | None:
+        inputs, y, rows, top = every
+        untils = self._outcomes.untils[rows]
+        found, counts = np.unique(untils, return_counts=True)
+        enough = found[counts >= len(self._space) + 3]
+        if not len(enough):
+            return None
+        kept = untils == enough.max()
+        at_top = inputs[kept]
+        at_top[:, -2], at_top[:, -1] = top, 0.0
+        return at_top, standardised(y[kept])[0], rows[kept], top
+
+    def _is_better(self, fitted: int) -> bool:
+        if self._chosen[0] != fitted:
+            every = super()._data(fitted)
+            alone = self._alone(every)
+            better = alone is not None and self._agreement(alone, alone[2]) > self._agreement(every, alone[2])
+            self._chosen = fitted, better
+        return self._chosen[1]
+
+    def _agreement(self, data: Data, rows: Ints) -> float:
+        """Kendall's tau of values and what is predicted of them from all others (Rasmussen & Williams, eq. 5.12)."""
+        inputs, y, known, _ = data
+        kernel, noise = self._features.kernel, self._features.noise
+        process = GaussianProcess.fit(kernel, inputs, y, noise)
+        predicted = standardised(y)[0] - process.alpha / process.inverse().diagonal()
+        at = np.searchsorted(known, rows)
+        return float(np.nan_to_num(stats.kendalltau(predicted[at], y[at]).statistic))
+
+
 class Raw(JointSearcher):
     """Values as they come."""
 
-    def _data(self, count: int) -> tuple[Floats, Floats, Ints, float]:
+    def _data(self, count: int) -> Data:
         inputs, _, rows, top = super()._data(count)
         values = self._outcomes.values[rows]
         finite = np.isfinite(values)
@@ -121,11 +180,12 @@ class Without:
     kind: type[JointSearcher] = JointSearcher
     random_fraction: float = 0.05
     mean_only: bool = False
+    values: Values = "standard"
 
     def build(self, space: Space, seed: int) -> Searcher:
         acquisition = ConfidenceBound(1e-9) if self.mean_only else None
         least = max(6, len(space) + 1)
-        return self.kind(space, seed, least, self.random_fraction, "standard", acquisition=acquisition)
+        return self.kind(space, seed, least, self.random_fraction, self.values, acquisition=acquisition)
 
 
 @dataclass(frozen=True)
@@ -146,6 +206,9 @@ class Believing:
 
 
 PARTS: dict[str, Any] = {
+    "log": Without(values="log"),
+    "rank": Without(values="rank"),
+    "better": Without(Better),
     "one-rung": Without(OneRung),
     "mean": Without(mean_only=True),
     "raw": Without(Raw),
