@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -62,17 +61,6 @@ LARGE = 1000
 """From so many outcomes on, kernel densities take the place of the Gaussian process: see docs/search.md."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Begun:
-    """A trial that is under way to a rung."""
-
-    trial: int
-    until: int
-    point: Floats
-    active: Bools
-    key: bytes
-
-
 class JointSearcher:
     """The machine of ``BOHB(model="joint")``, and of `raytuner.searchers.GPSearch`.
 
@@ -106,8 +94,8 @@ class JointSearcher:
         self._outcomes = Outcomes(len(space))
         self._seen: set[bytes] = set()
         self._configs: dict[int, tuple[Floats, Bools, bytes] | None] = {}  # of trials that were heard of or asked about
-        self._begun: dict[int, _Begun] = {}  # by trial, as it was last under way
-        self._at_first: list[_Begun] | None = None  # what was under way at the first `ask` since it was told
+        self._begun: dict[int, UnderWay] = {}  # by trial, as it was last under way
+        self._at_first: list[UnderWay] | None = None  # what was under way at the first `ask` since it was told
         self._first = 0  # the trial that was asked for then
         self._pool: Pool | None = None
         self._unscored: Callable[[Floats], Floats] | None = None  # while nothing new is heard
@@ -133,9 +121,7 @@ class JointSearcher:
             pool = self._pool = self._pool or self._new_pool()
             at_first = {(each.trial, each.until) for each in self._at_first or ()}
             later = [each for each in begun if (each.trial, each.until) not in at_first]
-            t = self._rungs([each.until for each in later]).tolist()
-            since = [UnderWay(each.key, each.point, each.active, rung) for each, rung in zip(later, t, strict=True)]
-            choice = pool.choose(since)
+            choice = pool.choose(later)
             if choice is None:
                 return self._random(rng)
             mean, deviation = self._predicted(choice.mean, choice.deviation)
@@ -210,7 +196,7 @@ class JointSearcher:
         found = mean, (high - low) / 2
         return found if math.isfinite(found[0]) and math.isfinite(found[1]) else (None, None)
 
-    def _note(self, trial: int, pending: Sequence[Pending]) -> list[_Begun]:
+    def _note(self, trial: int, pending: Sequence[Pending]) -> list[UnderWay]:
         """What is under way; it is kept if this is the first that is asked since something was told."""
         begun = []
         for each in pending:
@@ -219,7 +205,7 @@ class JointSearcher:
             if (known := self._begun.get(each.trial)) is None or known.until != each.until:
                 if (found := self._encoded(each.trial, each.config)) is None:
                     continue
-                self._begun[each.trial] = known = _Begun(each.trial, each.until, *found)
+                self._begun[each.trial] = known = UnderWay(each.trial, each.until, self._rungs([each.until])[0], *found)
             begun.append(known)
         if self._at_first is None:
             self._at_first, self._first = begun, trial
@@ -241,7 +227,7 @@ class JointSearcher:
 
     # ------------------------------------------------------------------------------------------ a large history
 
-    def _by_densities(self, rng: np.random.Generator, begun: Sequence[_Begun]) -> Proposal:
+    def _by_densities(self, rng: np.random.Generator, begun: Sequence[UnderWay]) -> Proposal:
         count, densities = self._latest_densities()
         under_way = {each.key for each in begun}
         found, places = self._drawn(densities, len(under_way))
@@ -314,7 +300,7 @@ class JointSearcher:
         surrogate = surrogate.given(
             np.array([each.point for each in begun]).reshape(len(begun), len(self._space)),
             np.array([each.active for each in begun], dtype=np.bool_).reshape(len(begun), len(self._space)),
-            self._rungs([each.until for each in begun]),
+            np.array([each.t for each in begun]),
         )
         seen = self._seen.union(each.key for each in begun)
         rng = np.random.default_rng([self._seed, _POOL, self._first])

@@ -119,12 +119,14 @@ class ConfidenceBound:
 
 @dataclass(frozen=True, slots=True)
 class UnderWay:
-    """A trial that was begun: its point (d,), `keys` of it, and the rung that it runs to."""
+    """A trial that was begun: to which step it runs, which rung that is, its point (d,), and `keys` of that."""
 
-    key: bytes
+    trial: int
+    until: int
+    t: float
     point: Floats
     active: Bools
-    t: float
+    key: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +237,10 @@ class Pool:
         begun.add((new.key, new.t), at[0], v, np.append(row, pivot), V)
         places = self._places.get(new.key, [])
         self._free[places] = False
-        top = self._model.at_top(new.point[None], new.active[None])
-        mean = self._mean[places[0]] if places else process.mean(top)[0]
+        if places:
+            mean = self._mean[places[0]]
+        else:
+            mean = process.mean(self._model.at_top(new.point[None], new.active[None]))[0]
         self._best = min(self._best, float(mean))
 
     def _worthiest(self) -> int:

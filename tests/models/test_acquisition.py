@@ -86,7 +86,7 @@ def pool(model: Surrogate = MODEL, seen: frozenset[bytes] = frozenset(), seed: i
 
 
 def under_way(point: Floats, active: Bools, t: float) -> UnderWay:
-    return UnderWay(keys(point[None])[0], point, active, t)
+    return UnderWay(0, 1, t, point, active, keys(point[None])[0])
 
 
 def chosen(of: Pool, begun: list[UnderWay]) -> Choice:
