@@ -11,6 +11,7 @@ Parts that are taken away, one at a time:
     blind           fantasies: what is under way is not taken to turn out as predicted
     never-random    the random fraction
     flat            the priors of the process's parameters: nearly maximum likelihood
+    even            that noise ends at the top rung: it grows by one law from there down
     densities       the process where more than 250 outcomes are known (see it with a larger --budget)
 
 And what is put in its place:
@@ -29,6 +30,7 @@ and, paired over problems and seeds, how much lower that of the whole is.
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -166,7 +168,24 @@ class _FlatFeatures(Features):
     @property
     def noise(self) -> Noise:
         noise = super().noise
-        return replace(noise, level=_wide(noise.level), growth=_wide(noise.growth))
+        assert noise.step is not None
+        return replace(noise, level=_wide(noise.level), growth=_wide(noise.growth), step=_wide(noise.step))
+
+
+class Even(JointSearcher):
+    """Noise of one law for all rungs."""
+
+    def __init__(
+        self, space: Space, seed: int, least: int, random_fraction: float, values: Values, **rest: Any
+    ) -> None:
+        super().__init__(space, seed, least, random_fraction, values, **rest)
+        self._features = _EvenFeatures.of(space)
+
+
+class _EvenFeatures(Features):
+    @property
+    def noise(self) -> Noise:
+        return replace(super().noise, level=Prior(math.log(1e-3), 1.5), growth=Prior(0.3, 0.5), step=None)
 
 
 def _wide(prior: Prior) -> Prior:
@@ -215,6 +234,7 @@ PARTS: dict[str, Any] = {
     "blind": Without(Blind),
     "never-random": Without(random_fraction=0.0),
     "flat": Without(Flat),
+    "even": Without(Even),
     "densities": Without(Early),
     "prior": lambda problem: Believing(problem, near=True),
     "misled": lambda problem: Believing(problem, near=False),

@@ -3,7 +3,7 @@
 Rasmussen & Williams 2006, "Gaussian Processes for Machine Learning": algorithm 2.1 (posterior and log marginal
 likelihood) and equation 5.9 (its gradient). With targets standardised to mean 0 and deviation 1,
 
-    y_i = f(x_i) + e_i,   f ~ GP(0, s^2 k),   e_i ~ N(0, v), or v growing along a column of the inputs
+    y_i = f(x_i) + e_i,   f ~ GP(0, s^2 k),   e_i ~ N(0, v), or growing along a column of the inputs
 
 Kernels k are correlations, k(x, x) = 1, and each reads its own columns of the inputs:
 
@@ -214,25 +214,30 @@ NOISE = Prior(math.log(1e-2), 2.0)
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Of variance v, or of v exp(g u), where u, 0 or more, is one ``column`` of the inputs. theta: log v, and g.
+    """Of variance v; or, where u, 0 or more, is one ``column`` of the inputs, v exp(g u), and h more of the logarithm
+    wherever u is not 0. theta: log v, g, h.
 
-    ``growth``: of g.
+    ``growth``: of g. ``step``: of h (None: it is 0).
     """
 
     level: Prior = NOISE
     column: int | None = None
     growth: Prior = Prior(0.3, 0.5)
+    step: Prior | None = None
 
     @property
     def priors(self) -> tuple[Prior, ...]:
-        return (self.level,) if self.column is None else (self.level, self.growth)
+        if self.column is None:
+            return (self.level,)
+        return (self.level, self.growth) if self.step is None else (self.level, self.growth, self.step)
 
     def at(self, theta: Floats, X: Floats) -> tuple[Floats, Floats]:
         """The variances (n,), and the derivatives (q, n) of their logarithms with respect to theta (q,)."""
         ones = np.ones(len(X))
         if self.column is None:
             return ones * math.exp(theta[0]), ones[None]
-        slopes = np.stack([ones, X[:, self.column]])
+        u = X[:, self.column]
+        slopes = np.stack([ones, u] if self.step is None else [ones, u, u > 0.0])
         return np.exp(theta @ slopes), slopes
 
 

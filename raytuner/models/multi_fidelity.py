@@ -4,7 +4,9 @@ BOHB models one rung and throws the others away. Here all outcomes train one mod
 processes (Swersky, Snoek & Adams 2013; Poloczek, Wang & Frazier 2017), with a kernel that is a product,
 
     k((x, t), (x', t')) = Matern52(x, x') exp(-rate |t - t'|),      t = log_3(until), the number of the rung for eta = 3
-    noise of variance v exp(g (t_top - t)), g mostly positive: a short run says less
+    noise of variance v at the top rung and v exp(h + g (t_top - t)) below, g and h mostly positive: a short run says
+    less, and often the last step is the one at which noise ends. One law for all rungs would find the top as noisy
+    as what is next to it needs, and try the same point again and again
 
 with a length scale for each parameter. Options of a categorical parameter are at equal distances, and an inactive
 parameter is at the same distance from each of its values. Parameters by maximum a posteriori (`gaussian_process`),
@@ -235,7 +237,7 @@ class Features:
 
     @property
     def noise(self) -> Noise:
-        return Noise(Prior(math.log(1e-3), 1.5), len(self.groups) + 1, Prior(0.3, 0.5))
+        return Noise(Prior(math.log(3e-4), 2.0), len(self.groups) + 1, Prior(0.5, 0.5), Prior(1.0, 1.5))
 
     def at(self, points: Floats, active: Bools, t: Floats, top: float) -> Floats:
         """Inputs (n, D + 2) of points (n, d) at rungs ``t`` (n,)."""
