@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -131,18 +132,23 @@ def test_its_derivative_equals_finite_differences(kernel: Kernel, seed: int, n: 
 GROWING = Noise(Prior(math.log(1e-2), 1.0), 0, Prior(0.1, 0.05))
 
 
-@given(kernels, seeds, st.integers(1, 10))
-def test_noise_that_grows_along_a_column(kernel: Kernel, seed: int, n: int) -> None:
+STEPPING = replace(GROWING, step=Prior(0.5, 1.0))
+
+
+@given(kernels, seeds, st.integers(1, 10), st.sampled_from([GROWING, STEPPING]))
+def test_noise_that_grows_along_a_column(kernel: Kernel, seed: int, n: int, noise: Noise) -> None:
     """The likelihood, and its derivative."""
     X, y = inputs(seed, n), standardised(targets(seed, n))[0]
-    theta = np.concatenate([[0.1, math.log(0.02), 0.15], parameters(seed, kernel)[2:]])
-    K = math.exp(0.1) * kernel.at(theta[3:], X, X)[0]
-    K += np.diag(0.02 * np.exp(0.15 * X[:, 0]) + JITTER)
-    value, slope = log_likelihood(kernel, theta, X, y, GROWING)
+    X[::2, 0] = 0.0
+    steps = [0.7] if noise.step else []
+    theta = np.concatenate([[0.1, math.log(0.02), 0.15], steps, parameters(seed, kernel)[2:]])
+    K = math.exp(0.1) * kernel.at(theta[3 + len(steps) :], X, X)[0]
+    K += np.diag(0.02 * np.exp(0.15 * X[:, 0] + sum(steps) * (X[:, 0] > 0)) + JITTER)
+    value, slope = log_likelihood(kernel, theta, X, y, noise)
     assert value == pytest.approx(stats.multivariate_normal.logpdf(y, np.zeros(n), K), rel=1e-6, abs=1e-6)
     h = 1e-5
     for i, each in enumerate(np.eye(len(theta))):
-        above, below = (log_likelihood(kernel, theta + sign * h * each, X, y, GROWING)[0] for sign in (1, -1))
+        above, below = (log_likelihood(kernel, theta + sign * h * each, X, y, noise)[0] for sign in (1, -1))
         assert slope[i] == pytest.approx((above - below) / (2 * h), rel=1e-4, abs=1e-4)
 
 
@@ -152,6 +158,19 @@ def test_a_fit_finds_that_noise_grows() -> None:
     y = np.sin(6 * X[:, 1]) + deviation * np.random.default_rng(4).normal(size=200)
     theta = likeliest(Matern((1, 2)), X, y, Noise(column=0, growth=Prior(0.0, 0.5)))
     assert theta[2] == pytest.approx(0.25, abs=0.05)
+
+
+def test_a_fit_finds_that_noise_ends() -> None:
+    """Half of the data have none, where u is 0; a law without a step takes them for noisy."""
+    X = inputs(7, 120)
+    X[:, 0] = np.arange(120) % 2
+    y = np.sin(6 * X[:, 1]) + X[:, 0] * 0.5 * np.random.default_rng(4).normal(size=120)
+    level = Prior(math.log(3e-4), 2.0)
+    stepping, even = (
+        likeliest(Matern((1, 2)), X, y, Noise(level, 0, Prior(0.5, 0.5), step)) for step in (Prior(1.0, 1.5), None)
+    )
+    assert stepping[1] < math.log(3e-3) < even[1]
+    assert stepping[1] + stepping[2] + stepping[3] == pytest.approx(math.log(0.25 / y.var()), abs=0.6)
 
 
 @given(seeds, st.integers(1, 8), st.sampled_from([KERNELS["numbers"], KERNELS["groups"]]))

@@ -113,7 +113,7 @@ def test_a_process_with_a_mean_is_the_mean_where_there_are_no_data_and_the_data_
     configs = drawn(12, stream=2)
     X, y = inputs(configs), np.array([bowl(config) for config in configs])
     mean = Mixed((source(near),), (0.5,))
-    theta = np.concatenate([[0.0], [-9.0, 0.0], np.full(len(FEATURES.kernel.priors), -3.0)])
+    theta = np.concatenate([[0.0], [-9.0, 0.0, 0.0], np.full(len(FEATURES.kernel.priors), -3.0)])
     process = GaussianProcess.of(FEATURES.kernel, theta, X, y, FEATURES.noise, mean)
     assert process.predict(X)[0] == pytest.approx(y, abs=1e-2)
     far = inputs([{"x": 0.999, "y": 0.001, "kind": "a"}])
