@@ -32,6 +32,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def take(root: Path | Place) -> Hold:
     return ObjectLock(place) if place.local is None else FileLock(place.local)
 
 
-class _Held:
+class _Held(ABC):
     """What both kinds share: a heart that beats in a thread, and an end."""
 
     def _start(self, beat_s: float) -> None:
@@ -103,8 +104,9 @@ class _Held:
                     _log.warning("the heartbeat of this study's driver cannot be written: %s", error)
                 failing = True
 
+    @abstractmethod
     def _beat(self) -> None:
-        raise NotImplementedError
+        """Write down that the holder lives."""
 
     def release(self) -> None:
         self._over.set()
