@@ -137,24 +137,22 @@ class Blind(JointSearcher):
         return super().ask(trial, until, under_way)
 
 
-class Flat(JointSearcher):
-    """Priors ten times as wide, which the bounds of the fit then are, too."""
-
-    def __init__(
-        self, space: Space, seed: int, least: int, random_fraction: float, values: Values, **rest: Any
-    ) -> None:
-        super().__init__(space, seed, least, random_fraction, values, **rest)
-        self._features = _FlatFeatures.of(space)
-
-
 class Early(JointSearcher):
     """Goes over to densities after 250 outcomes, in place of 1,000."""
 
-    def __init__(
-        self, space: Space, seed: int, least: int, random_fraction: float, values: Values, **rest: Any
-    ) -> None:
-        super().__init__(space, seed, least, random_fraction, values, **rest)
+    def __init__(self, space: Space, *settings: Any, **rest: Any) -> None:
+        super().__init__(space, *settings, **rest)
         self._large = 250
+
+
+class _Featured(JointSearcher):
+    """Sees configurations through other features."""
+
+    features: type[Features]
+
+    def __init__(self, space: Space, *settings: Any, **rest: Any) -> None:
+        super().__init__(space, *settings, **rest)
+        self._features = self.features.of(space)
 
 
 class _FlatFeatures(Features):
@@ -172,20 +170,22 @@ class _FlatFeatures(Features):
         return replace(noise, level=_wide(noise.level), growth=_wide(noise.growth), step=_wide(noise.step))
 
 
-class Even(JointSearcher):
-    """Noise of one law for all rungs."""
+class Flat(_Featured):
+    """Priors ten times as wide, which the bounds of the fit then are, too."""
 
-    def __init__(
-        self, space: Space, seed: int, least: int, random_fraction: float, values: Values, **rest: Any
-    ) -> None:
-        super().__init__(space, seed, least, random_fraction, values, **rest)
-        self._features = _EvenFeatures.of(space)
+    features = _FlatFeatures
 
 
 class _EvenFeatures(Features):
     @property
     def noise(self) -> Noise:
         return replace(super().noise, level=Prior(math.log(1e-3), 1.5), growth=Prior(0.3, 0.5), step=None)
+
+
+class Even(_Featured):
+    """Noise of one law for all rungs."""
+
+    features = _EvenFeatures
 
 
 def _wide(prior: Prior) -> Prior:
