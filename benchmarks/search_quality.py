@@ -107,10 +107,10 @@ def run(
     """Regrets after each of `CURVE`, and the libraries that were used with their versions."""
     found: dict[Cell, Sequence[float]] = {}
     libraries: dict[str, str] = {}
-    wanted = {optimiser for _, optimiser, _, _ in cells}
+    wanted, seeds = ({cell[place] for cell in cells} for place in (1, 2))
     for line in [line for path in (*known, *([out] if out and out.exists() else [])) for line in lines(path)]:
         row = json.loads(line)
-        if row["budget"] == budget and row["optimiser"] in wanted:
+        if row["budget"] == budget and row["optimiser"] in wanted and row["seed"] in seeds:
             found[row["problem"], row["optimiser"], row["seed"], row["workers"]] = row["curve"]
             libraries |= row["versions"]
     for place, cell in enumerate(cells):

@@ -8,14 +8,13 @@ algorithm 2 and equations 2 and 3 (what l and g are, and how many outcomes each 
     else, at the highest rung b with N_b >= N_min + 2 outcomes:
         N_good = max(N_min, q N_b),  N_bad = max(N_min, N_b - N_good)
         l, g = densities of the N_good best and of the N_bad worst: they overlap while N_b < 2 N_min
-        draw num_samples candidates from l with its bandwidths times bandwidth_factor; the one with the largest l / g
+        draw num_samples candidates from l, numeric bandwidths times bandwidth_factor; the one with the largest l / g
 
 Where the paper is silent: failures are outcomes, worse than every value, as in hpbandster; a rung where all failed
 has no model; ties are broken by trial number, so that a model does not depend on the order of arrival; the first
 outcome of a trial at a rung counts, later ones do not; a configuration from outside the space (a fork's, perturbed
 beyond a bound) has no place in the cube and is passed over. Differences from hpbandster are stated in
-`raytuner.models.parzen`; also, hpbandster cuts the bad ones off where they would overlap with the good ones, and
-widens only numeric bandwidths.
+`raytuner.models.parzen`; also, hpbandster cuts the bad ones off where they would overlap with the good ones.
 
 Candidates are compared at the points drawn; integers and quantised floats are rounded afterwards, as in hpbandster.
 

@@ -87,9 +87,9 @@ class Parzen:
         return kernels
 
     def sample(self, rng: np.random.Generator, m: int, bandwidth_factor: float = 1.0) -> Floats:
-        """Draw (m, d) points from the density with all bandwidths multiplied by ``bandwidth_factor``.
+        """Draw (m, d) points from the density with its numeric bandwidths multiplied by ``bandwidth_factor``.
 
-        A categorical bandwidth stays at or below (r - 1) / r, where its kernel is uniform.
+        Options are drawn from their own kernels, as in hpbandster: wider ones would hardly keep what was good.
         """
         chosen = rng.integers(len(self.points), size=m)
         centre, active = self.points[chosen], self.active[chosen]  # (m, d)
@@ -101,7 +101,7 @@ class Parzen:
             if r == 0:
                 drawn[:, j] = np.where(a, truncated_normal(u[:, j], c, h[j]), u[:, j])
             else:
-                option = _aitchison_aitken(u[:, j], options(c, r), r, min(h[j], (r - 1) / r))
+                option = _aitchison_aitken(u[:, j], options(c, r), r, self.bandwidth[j])
                 drawn[:, j] = (np.where(a, option, np.floor(u[:, j] * r)) + 0.5) / r
         return drawn
 
